@@ -1,0 +1,154 @@
+"""What a stage leaves behind and takes up again, with orbax.
+
+OUT/params       the finished stage's parameters: the next stage's init
+OUT/config.json  the architecture, as Hugging Face writes it; the tokenizer's own files beside it
+OUT/state/N      the train state after N updates, the last few
+OUT/result.json  written last: a stage that has it is complete
+
+Every write goes aside and is renamed, so that a kill at any moment leaves the old or the new.
+"""
+import hashlib
+import json
+import logging
+import pathlib
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from r1jax import model as model_lib
+from r1jax import sharding
+from r1jax import tokenizer as tokenizer_lib
+from r1jax.model import hf
+from r1jax.types import TrainState, UserError
+
+logging.getLogger('absl').setLevel(logging.ERROR)
+
+
+def load_model(folder, machine, mesh):
+  """(model, params on the mesh, tokenizer) of a run folder or of a Hugging Face folder."""
+  folder = pathlib.Path(folder)
+  if not (folder / 'config.json').exists():
+    raise UserError(f'there is no model in {folder} (no config.json): give the folder of a finished '
+                    'stage or of a Hugging Face model, or run the stage that makes it')
+  model = model_lib.make(hf.read_config(folder), machine)
+  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  where = sharding.shardings(model.axes(), shapes, mesh)
+  if (folder / 'params').exists():
+    params = load_params(folder / 'params', shapes, where)
+  elif any(folder.glob('*.safetensors')):
+    params = hf.load_params(folder, model.config, where)
+  else:
+    raise UserError(f'{folder} has a config.json but neither params/ nor *.safetensors: the stage '
+                    'that writes it is not finished')
+  return model, params, tokenizer_lib.load(folder)
+
+
+def save_model(folder, model, params, tokenizer):
+  """Makes `folder` a model folder that load_model reads."""
+  folder = pathlib.Path(folder)
+  hf.write_config(model.config, folder, sorted(tokenizer.eos_ids))
+  tokenizer.save(folder)
+  with ocp.StandardCheckpointer() as saver:
+    saver.save((folder / 'params').absolute(), params, force=True)
+
+
+def load_params(folder, shapes, where):
+  """Parameters from orbax, each leaf placed by `where`; UserError where they do not fit."""
+  folder = pathlib.Path(folder).absolute()
+  with ocp.StandardCheckpointer() as reader:
+    check_fit(folder, _by_name(reader.metadata(folder).item_metadata.tree), _by_name(shapes))
+    target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes,
+                          where)
+    return reader.restore(folder, target)
+
+
+def check_fit(folder, found, wanted):
+  """Raises UserError naming the first leaf, by name, whose shape differs, and both shapes."""
+  for name in sorted(found.keys() | wanted.keys()):
+    shape = lambda leaves: tuple(leaves[name].shape) if name in leaves else 'absent'
+    if shape(found) != shape(wanted):
+      raise UserError(f'the checkpoint {folder} does not fit the model: {name} is {shape(found)} '
+                      f'there and {shape(wanted)} in the model')
+
+
+def _by_name(tree):
+  leaves = jax.tree.leaves_with_path(tree)
+  return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in leaves}
+
+
+def export(folder, model, params, tokenizer):
+  """Writes a Hugging Face folder: config, safetensors, tokenizer."""
+  hf.write_config(model.config, folder, sorted(tokenizer.eos_ids))
+  hf.save_params(folder, model.config, params)
+  tokenizer.save(folder)
+
+
+def fingerprint(folder) -> str:
+  """sha256 over the name, dtype, shape and bytes of every parameter of a model folder."""
+  folder = pathlib.Path(folder)
+  if (folder / 'params').exists():
+    path = (folder / 'params').absolute()
+    with ocp.PyTreeCheckpointer() as reader:
+      shapes = reader.metadata(path).item_metadata.tree
+      whole = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+      return hash_tree(reader.restore(path, restore_args=whole))
+  machine = sharding.Machine(unroll=False, remat=False)
+  return hash_tree(load_model(folder, machine, sharding.make_mesh(machine))[1])
+
+
+def hash_tree(tree) -> str:
+  """sha256 over the name, dtype, shape and bytes of all leaves, in the order of their names."""
+  digest = hashlib.sha256()
+  for name, leaf in sorted(_by_name(tree).items()):
+    array = np.ascontiguousarray(jax.device_get(leaf))
+    digest.update(f'{name} {array.dtype} {array.shape}\n'.encode())
+    digest.update(array.tobytes())
+  return digest.hexdigest()
+
+
+class States:
+  """The train states of a stage, the last `keep` of them. Only complete ones are ever read."""
+
+  def __init__(self, out, keep=2):
+    self.folder = pathlib.Path(out).absolute() / 'state'
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+    self.manager = ocp.CheckpointManager(self.folder, options=options)
+
+  def latest(self) -> int:
+    """Updates done in the newest complete state; 0 if there is none."""
+    for step in sorted(self.manager.all_steps(), reverse=True):
+      meta = self.folder / str(step) / 'meta' / 'metadata'
+      if meta.exists() and json.loads(meta.read_text()) == {'step': step}:
+        return step
+    return 0
+
+  def save(self, step: int, state: TrainState):
+    """Saves in the background; a kill meanwhile leaves the earlier states as they were."""
+    if step in self.manager.all_steps():
+      return  # saved before the kill that this run continues from
+    items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
+    self.manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave({'step': step}), **items))
+
+  def restore(self, step: int, like: TrainState) -> TrainState:
+    """The state saved at `step`, placed as `like` is."""
+    abstract = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+    items = {name: ocp.args.StandardRestore(jax.tree.map(abstract, tree))
+             for name, tree in _items(like).items()}  # yapf: disable
+    got = self.manager.restore(step, args=ocp.args.Composite(**items))
+    number = jax.device_put(np.int32(step), like.step.sharding)
+    return like._replace(step=number, **{name: got[name] for name in items})
+
+  def close(self):
+    """Waits for a save under way."""
+    self.manager.close()
+
+
+def short_hash(text) -> str:
+  """16 hexadecimal digits of a text's sha256."""
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _items(state):
+  """The trees of a state that orbax stores, each on its own."""
+  return {name: tree for name, tree in state._asdict().items() if name != 'step' and tree}

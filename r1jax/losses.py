@@ -1,0 +1,76 @@
+"""Log-probabilities of tokens, and cross-entropy. Float32 throughout."""
+import chex
+import jax
+import jax.numpy as jnp
+
+from r1jax.types import Past
+
+
+def token_logp(model, params, hidden_BTD, tokens_BT, temperature=1.0, chunk=0):
+  """log softmax(logits / temperature)[token], float32 [B, T].
+
+  With `chunk`, logits of so many positions exist at a time, in the backward pass too, so that
+  [B, T, V] is never stored. `params` are in the model's split form.
+  """
+  chex.assert_rank([hidden_BTD, tokens_BT], [3, 2])
+  B, T, D = hidden_BTD.shape
+
+  def logp(hidden_BTD, tokens_BT):
+    logits_BTV = model.logits(params, hidden_BTD) / temperature
+    picked_BT1 = jnp.take_along_axis(logits_BTV, tokens_BT[..., None], axis=-1)
+    return picked_BT1[..., 0] - jax.nn.logsumexp(logits_BTV, axis=-1)
+
+  if not chunk or chunk >= B * T:
+    return logp(hidden_BTD, tokens_BT)
+  n = -(-B * T // chunk)
+  pad = lambda x: jnp.pad(x, [(0, n * chunk - B * T)] + [(0, 0)] * (x.ndim - 1))
+  pieces = (pad(hidden_BTD.reshape(B * T, D)).reshape(n, 1, chunk, D),
+            pad(tokens_BT.reshape(B * T)).reshape(n, 1, chunk))
+  out = jax.lax.map(lambda piece: jax.checkpoint(logp)(*piece), pieces)
+  return out.reshape(n * chunk)[:B * T].reshape(B, T)
+
+
+def completion_logp(model, params, prompts_PT, prompt_lengths_P, tokens_PGC, temperature=1.0,
+                    chunk=0):
+  """Log-probability of every completion token given its prompt and the tokens before it, [P, G, C].
+
+  The prompt is computed once and its keys and values are shared by the G completions, exactly as
+  in sampling. What stands after a completion's end is finite and means nothing: mask it.
+  """
+  chex.assert_rank([prompts_PT, prompt_lengths_P, tokens_PGC], [2, 1, 3])
+  (P, G, C), T = tokens_PGC.shape, prompts_PT.shape[1]
+  tokens_BC = tokens_PGC.reshape(P * G, C)
+  hidden_PTD, kv = model.apply(params, prompts_PT, jnp.arange(T)[None])
+  prompt = Past(kv, jnp.arange(T)[None] < prompt_lengths_P[:, None])
+  positions_BC = jnp.repeat(prompt_lengths_P, G)[:, None] + jnp.arange(C)[None]
+  hidden_BCD, _ = model.apply(params, tokens_BC, positions_BC, past=(prompt,))
+  last_P1D = last_hidden(hidden_PTD, prompt_lengths_P)
+  hidden_BCD = jnp.concatenate([jnp.repeat(last_P1D, G, axis=0), hidden_BCD[:, :-1]], axis=1)
+  return token_logp(model, params, hidden_BCD, tokens_BC, temperature, chunk).reshape(P, G, C)
+
+
+def last_hidden(hidden_PTD, lengths_P):
+  """The hidden state of each row's last position, [P, 1, D]."""
+  index_P = jnp.maximum(lengths_P - 1, 0)
+  return jnp.take_along_axis(hidden_PTD, index_P[:, None, None], axis=1)
+
+
+def cross_entropy(model, params, rows, chunk=0):
+  """weight * -log p(next token), summed over each packed row: float32 [B], and no further sums.
+
+  rows: types.Rows. Position t predicts token t + 1 with weight weights_BT[:, t].
+  """
+  positions_BT = positions_in_segments(rows.segments_BT)
+  hidden_BTD, _ = model.apply(params, rows.tokens_BT, positions_BT, rows.segments_BT)
+  targets_BT = jnp.roll(rows.tokens_BT, -1, axis=1)
+  logp_BT = token_logp(model, params, hidden_BTD, targets_BT, chunk=chunk)
+  loss_B = -(logp_BT * rows.weights_BT).sum(axis=1)
+  return loss_B, {}
+
+
+def positions_in_segments(segments_BT):
+  """0, 1, 2, ... from the start of each segment, int32 [B, T]."""
+  index_T = jnp.arange(segments_BT.shape[1], dtype=jnp.int32)[None]
+  starts_BT = jnp.pad(segments_BT[:, 1:] != segments_BT[:, :-1], [(0, 0), (1, 0)],
+                      constant_values=True)
+  return index_T - jax.lax.cummax(jnp.where(starts_BT, index_T, 0), axis=1)

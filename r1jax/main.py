@@ -1,0 +1,258 @@
+"""The command line: r1jax run | eval | sample | samples | fingerprint | export."""
+import argparse
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import pathlib
+import runpy
+import subprocess
+import sys
+import time
+import traceback
+from typing import Annotated
+
+import jax
+import tyro
+
+from r1jax import checkpoint, evals, metrics, rollout, sample, sharding
+from r1jax.model import hf
+from r1jax.types import Problem, Stage, UserError
+
+# -- experiments -----------------------------------------------------------------------------------
+
+
+def load_experiment(file) -> tuple[Stage, ...]:
+  """The stages of an experiment file: what its function `experiment()` returns."""
+  file = pathlib.Path(file)
+  if not file.is_file():
+    raise UserError(f'there is no experiment file {file}')
+  top = next((p.parent for p in file.absolute().parents if p.name == 'experiments'), file.parent)
+  sys.path.insert(0, str(top))  # experiments import one another
+  try:
+    found = runpy.run_path(str(file))['experiment']()
+  except UserError:
+    raise
+  except KeyError as error:
+    raise UserError(f'{file} has no function {error} that returns a Stage') from error
+  except Exception as error:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    raise UserError(f'{file} raised {type(error).__name__}: {error} (line {last.lineno} of '
+                    f'{last.filename})') from error
+  stages = found if isinstance(found, tuple) else (found,)
+  if not stages or not all(isinstance(stage, Stage) for stage in stages):
+    raise UserError(f'{file}: experiment() must return a Stage or a tuple of Stages, not {found!r}')
+  return stages
+
+
+def override(file, stages, argv) -> tuple[Stage, ...]:
+  """The stages with the command line's fields in place: typed, unknown ones refused by name."""
+  names = [pathlib.Path(stage.out).name for stage in stages]
+  alone = len(stages) == 1  # a single stage's fields need no prefix
+  prefix = lambda name: tyro.conf.arg(name='' if alone else name)
+  fields = [('out', str, '')]  # where results go, instead of the experiment's own folders
+  fields += [(name, Annotated[type(stage.config), prefix(name)], stage.config)
+             for name, stage in zip(names, stages)]
+  experiment = dataclasses.make_dataclass('Experiment', fields, frozen=True)
+  args = tyro.cli(experiment, prog=f'r1jax run {file}', args=argv,
+                  config=(tyro.conf.AvoidSubcommands,))
+  moved = {stage.out: stage.out for stage in stages}
+  if args.out:
+    moved = {s.out: args.out if alone else f'{args.out}/{n}' for s, n in zip(stages, names)}
+  out = []
+  for name, stage in zip(names, stages):
+    config = vars(args)[name]
+    config = dataclasses.replace(config, init=moved.get(config.init, config.init))
+    out.append(Stage(stage.run, config, moved[stage.out]))
+  return tuple(out)
+
+
+def describe(value):
+  """A config as JSON says it: functions by their names."""
+  if dataclasses.is_dataclass(value):
+    return {f.name: describe(vars(value)[f.name]) for f in dataclasses.fields(value)}
+  if isinstance(value, functools.partial):
+    return [describe(value.func), *map(describe, value.args), describe(value.keywords)]
+  if callable(value):
+    return f'{value.__module__}.{value.__qualname__}'
+  if isinstance(value, dict):
+    return {k: describe(v) for k, v in value.items()}
+  if isinstance(value, (tuple, list)):
+    return [describe(v) for v in value]
+  return value
+
+
+def differences(old, new, name=''):
+  """The names of fields whose values differ, with both values."""
+  if isinstance(old, dict) and isinstance(new, dict):
+    for key in sorted(old.keys() | new.keys()):
+      yield from differences(old.get(key), new.get(key), f'{name}.{key}' if name else key)
+  elif old != new:
+    yield f'{name} was {json.dumps(old)} and is now {json.dumps(new)}'
+
+
+# -- run -------------------------------------------------------------------------------------------
+
+
+def run(argv):
+  """Runs an experiment's stages in order, skips finished ones, continues an interrupted one."""
+  if not argv or argv[0].startswith('-'):
+    raise UserError('usage: r1jax run EXPERIMENT.py [--field value ...]; --help after the file '
+                    'lists its fields')
+  began, file = time.monotonic(), argv[0]
+  stages = override(file, load_experiment(file), argv[1:])
+  use_compilation_cache()
+  for stage in stages:
+    result = run_stage(file, stage)
+  result = {**result, 'seconds': round(time.monotonic() - began, 1)}
+  print('result', json.dumps(result))
+
+
+def run_stage(file, stage) -> dict:
+  """One stage: its result, from its record if it is complete."""
+  out = pathlib.Path(stage.out)
+  record, done = out / 'experiment.json', out / 'result.json'
+  resolved = json.loads(json.dumps(describe(stage.config)))
+  parent = parent_of(stage.config.init)
+  if record.exists():
+    old = json.loads(record.read_text())
+    changed = list(differences(old['config'], resolved)) + list(
+        differences(old['parent'], parent, 'parent'))
+    if changed:
+      raise UserError(f'{out} was made with other settings: {changed[0]}'
+                      f'{f" (and {len(changed) - 1} more)" if changed[1:] else ""}; keep them, or '
+                      'give another folder with --out')
+  if done.exists():
+    print(f'{out.name}: finished already, in {out}', flush=True)
+    return json.loads(done.read_text())['result']
+  out.mkdir(parents=True, exist_ok=True)
+  row = dict(file=str(file), config=resolved, parent=parent, commit=commit(),
+             versions={n: importlib.metadata.version(n) for n in ('jax', 'flax', 'optax')})
+  metrics.write_aside(record, json.dumps(row, indent=1, ensure_ascii=False))
+  print(f'{out.name}: into {out}', flush=True)
+  result = stage.run(stage.config, str(out))
+  metrics.write_aside(done, json.dumps(dict(result=result, params=checkpoint.fingerprint(out)),
+                                       indent=1))
+  return result
+
+
+def parent_of(init):
+  """The folder a stage starts from and its fingerprint; None for a stage from nothing."""
+  if not init:
+    return None
+  done = pathlib.Path(init) / 'result.json'
+  known = json.loads(done.read_text())['params'] if done.exists() else checkpoint.fingerprint(init)
+  return dict(folder=str(init), params=known)
+
+
+def commit():
+  """The git commit of the working directory, None outside a checkout."""
+  found = subprocess.run(['git', 'rev-parse', 'HEAD'], capture_output=True, text=True, check=False)
+  return found.stdout.strip() or None
+
+
+def use_compilation_cache():
+  """Keeps compiled programs in ~/.cache/r1jax, one folder a kind of processor: they are native."""
+  try:
+    cpu = ''.join(sorted(set(pathlib.Path('/proc/cpuinfo').read_text().split('\n\n')[0].split())))
+  except OSError:
+    cpu = ''
+  folder = pathlib.Path.home() / '.cache' / 'r1jax' / checkpoint.short_hash(cpu)
+  jax.config.update('jax_compilation_cache_dir', str(folder))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+# -- the other commands ----------------------------------------------------------------------------
+
+
+def evaluate(argv):
+  """Evaluates a model as an experiment's last stage evaluates its own."""
+  parser = argparse.ArgumentParser(prog='r1jax eval')
+  parser.add_argument('model', help='a run folder or a Hugging Face folder')
+  parser.add_argument('experiment', help='the experiment file whose evaluation is used')
+  args, rest = parser.parse_known_args(argv)
+  config = load_experiment(args.experiment)[-1].config
+  cfg = tyro.cli(evals.Evaluation, default=config.evaluation, args=rest, prog='r1jax eval')
+  machine, mesh = sharding.start(config.machine)
+  model, params, tokenizer = checkpoint.load_model(args.model, machine, mesh)
+  judge = evals.make_evaluate(cfg, config.rewards, model, tokenizer, config.max_prompt_tokens,
+                              config.seed, machine, mesh)
+  print('result', json.dumps(judge(params)[0]))
+
+
+def sample_text(argv):
+  """Prints completions of a prompt."""
+  parser = argparse.ArgumentParser(prog='r1jax sample')
+  parser.add_argument('model', help='a run folder or a Hugging Face folder')
+  parser.add_argument('--prompt', required=True)
+  parser.add_argument('--number', type=int, default=1, help='completions')
+  parser.add_argument('--max-tokens', type=int, default=256)
+  parser.add_argument('--temperature', type=float, default=1.0, help='0 is greedy')
+  parser.add_argument('--top-p', type=float, default=1.0)
+  parser.add_argument('--top-k', type=int, default=0)
+  parser.add_argument('--seed', type=int, default=0)
+  args = parser.parse_args(argv)
+  machine, mesh = sharding.start(sharding.Machine(cpu_devices=1))
+  model, params, tokenizer = checkpoint.load_model(args.model, machine, mesh)
+  cfg = sample.Sampling(args.max_tokens, args.temperature, args.top_p, args.top_k)
+  length = len(tokenizer.encode(args.prompt))
+  if length + args.max_tokens > model.config.max_tokens:
+    raise UserError(f'the prompt has {length} tokens, which with --max-tokens {args.max_tokens} is '
+                    f'more than the model\'s context of {model.config.max_tokens}')
+  sampler = rollout.make_sampler(model, tokenizer, cfg, args.number, length, machine, mesh, 1)
+  calls = rollout.dispatch(sampler, params, sharding.key(args.seed, 'sample'), [0],
+                           [Problem(args.prompt, '')])
+  for completion in rollout.collect(sampler, calls, ()).completions[0]:
+    print(args.prompt + completion.text + ('' if completion.finished else ' [cut off]'))
+
+
+def samples(argv):
+  """Prints a run's recorded completions."""
+  parser = argparse.ArgumentParser(prog='r1jax samples')
+  parser.add_argument('run', help='the folder of a run')
+  parser.add_argument('--last', type=int, default=8, help='the newest so many')
+  args = parser.parse_args(argv)
+  if not metrics.print_samples(args.run, last=args.last):
+    raise UserError(f'there are no samples in {args.run}')
+
+
+def fingerprint(argv):
+  """Prints the sha256 of a model folder's parameters."""
+  parser = argparse.ArgumentParser(prog='r1jax fingerprint')
+  parser.add_argument('folder')
+  print(checkpoint.fingerprint(parser.parse_args(argv).folder))
+
+
+def export(argv):
+  """Writes a run's model as a Hugging Face folder."""
+  parser = argparse.ArgumentParser(prog='r1jax export')
+  parser.add_argument('run', help='the folder of a finished stage')
+  parser.add_argument('folder', help='the folder to write')
+  args = parser.parse_args(argv)
+  machine, mesh = sharding.start(sharding.Machine(cpu_devices=1))
+  model, params, tokenizer = checkpoint.load_model(args.run, machine, mesh)
+  checkpoint.export(args.folder, model, params, tokenizer)
+  print(f'wrote {args.folder}')
+
+
+COMMANDS = {'run': run, 'eval': evaluate, 'sample': sample_text, 'samples': samples,
+            'fingerprint': fingerprint, 'export': export}
+
+
+def main(argv=None) -> int:
+  """Runs a command. Returns 0, or 2 after one sentence on stderr where a person can mend it."""
+  argv = sys.argv[1:] if argv is None else argv
+  if not argv or argv[0] not in COMMANDS:
+    print('usage: r1jax COMMAND ...\n\n' + '\n'.join(
+        f'  {name:12} {command.__doc__}' for name, command in COMMANDS.items()))
+    return 0 if argv in ([], ['-h'], ['--help']) else 2
+  try:
+    COMMANDS[argv[0]](argv[1:])
+    return 0
+  except UserError as error:
+    print(f'r1jax: {error}', file=sys.stderr)
+    return 2
+
+
+if __name__ == '__main__':
+  sys.exit(main())

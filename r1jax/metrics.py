@@ -1,0 +1,142 @@
+"""Records of a run: JSON lines as the truth, TensorBoard beside them, and a live view.
+
+metrics.jsonl and samples.jsonl depend on the seed alone, so a run that was killed and continued
+leaves the same bytes as one that was not; wall-clock numbers go to speed.jsonl.
+"""
+import json
+import os
+import pathlib
+import sys
+import time
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from tensorboardX import SummaryWriter
+
+FILES = ('metrics.jsonl', 'samples.jsonl', 'speed.jsonl')
+
+
+def read(path) -> list[dict]:
+  """The rows of a JSON-lines file, without a last line that a kill cut short; [] if absent."""
+  path, rows = pathlib.Path(path), []
+  if path.exists():
+    for line in path.read_bytes().split(b'\n'):
+      try:
+        rows.append(json.loads(line))
+      except ValueError:
+        break
+  return rows
+
+
+def write_aside(path, text):
+  """Replaces a file's text at once: a crash leaves the old text or the new."""
+  path = pathlib.Path(path)
+  aside = path.with_name(path.name + '.tmp')
+  with open(aside, 'w', encoding='utf-8') as f:
+    f.write(text)
+    f.flush()
+    os.fsync(f.fileno())
+  os.replace(aside, path)
+
+
+def to_json(row) -> str:
+  """One line, the same for the same values."""
+  return json.dumps(row, ensure_ascii=False) + '\n'
+
+
+class Log:
+  """The open records of one stage, from `start` updates on: what came after it is cut off."""
+
+  def __init__(self, out, steps, start):
+    self.out, self.steps, self.start = pathlib.Path(out), steps, start
+    self.name = self.out.name
+    for file in FILES:
+      rows = [row for row in read(self.out / file) if row['step'] <= start and start]
+      write_aside(self.out / file, ''.join(map(to_json, rows)))
+    self.files = {file: open(self.out / file, 'a', encoding='utf-8') for file in FILES}
+    self.board = SummaryWriter(str(self.out / 'tensorboard'), purge_step=start + 1)
+    self.began = time.monotonic()
+    self.shown, self.console = {}, Console(stderr=False)
+    self.live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
+    if self.live:
+      self.live.start()
+
+  def step(self, step, metrics, speed):
+    """One update's numbers: `metrics` from the seed alone, `speed` from the clock."""
+    self._write('metrics.jsonl', dict(step=step, **metrics))
+    self._write('speed.jsonl', dict(step=step, **speed))
+    for name, value in {**metrics, **speed}.items():
+      self.board.add_scalar(name, value, step)
+    self._show(step, {**metrics, **speed})
+
+  def evaluation(self, step, metrics):
+    """The numbers of an evaluation after `step` updates."""
+    self._write('metrics.jsonl', dict(step=step, **metrics))
+    for name, value in metrics.items():
+      self.board.add_scalar(name, value, step)
+    self.say(f'{self.name}: step {step}: ' + ', '.join(f'{k} {v:.4g}' for k, v in metrics.items()))
+
+  def samples(self, step, rows):
+    """A few sampled completions with their rewards."""
+    for row in rows:
+      self._write('samples.jsonl', dict(step=step, **row))
+
+  def say(self, text):
+    """A line for the person at the terminal."""
+    (self.live.console if self.live else self.console).print(text, highlight=False, markup=False,
+                                                             soft_wrap=True)
+
+  def flush(self):
+    """Everything written so far is on disk when this returns."""
+    for file in self.files.values():
+      file.flush()
+      os.fsync(file.fileno())
+
+  def close(self):
+    """Flushes and closes; the live view stays on the screen as it last was."""
+    self.flush()
+    for file in self.files.values():
+      file.close()
+    self.board.close()
+    if self.live:
+      self.live.stop()
+
+  def _write(self, file, row):
+    self.files[file].write(to_json(row))
+    self.files[file].flush()
+
+  def _show(self, step, numbers):
+    spent = time.monotonic() - self.began
+    left = spent / max(1, step - self.start) * (self.steps - step)
+    self.shown = dict(stage=self.name, step=f'{step}/{self.steps}',
+                      **{k: f'{numbers[k]:.4g}' for k in VIEW if k in numbers},
+                      left=f'{int(left) // 60}m{int(left) % 60:02d}s')
+    if self.live:
+      self.live.update(_table(self.shown), refresh=True)
+    elif step % max(1, self.steps // 20) == 0 or step == self.start + 1:
+      self.say('  '.join(f'{k} {v}' if k != 'stage' else v for k, v in self.shown.items()))
+
+
+VIEW = ('reward', 'reward/accuracy', 'length', 'kl', 'loss', 'tokens_per_s')
+
+
+def _table(shown):
+  table = Table(show_edge=False)
+  for name in shown:
+    table.add_column(name.removeprefix('reward/'), justify='right')
+  table.add_row(*shown.values())
+  return table
+
+
+def print_samples(out, file=sys.stdout, last=8):
+  """Prints the newest samples of a run folder for reading."""
+  rows = read(pathlib.Path(out) / 'samples.jsonl')
+  for row in rows[-last:]:
+    scores = ', '.join(f'{k} {v:g}' for k, v in row['scores'].items())
+    print(f'--- step {row["step"]}: reward {row["reward"]:g} ({scores}), {row["length"]} tokens'
+          f'{"" if row["finished"] else ", cut off"}\n{row["prompt"]}\033[1m{row["completion"]}\033[0m'
+          if file.isatty() else
+          f'--- step {row["step"]}: reward {row["reward"]:g} ({scores}), {row["length"]} tokens'
+          f'{"" if row["finished"] else ", cut off"}\n{row["prompt"]}⟶{row["completion"]}', file=file)
+  return len(rows)

@@ -1,0 +1,134 @@
+"""The optimizer as a small config over optax, and one update with exact gradient accumulation."""
+import dataclasses
+from typing import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from r1jax import sharding
+from r1jax.types import TrainState
+
+
+def constant(optimizer, steps):
+  """The learning rate after warm-up, throughout."""
+  del steps
+  return optax.constant_schedule(optimizer.lr)
+
+
+def cosine(optimizer, steps):
+  """Half a cosine from lr to end_lr over the steps that follow the warm-up."""
+  return optax.cosine_decay_schedule(optimizer.lr, max(1, steps - optimizer.warmup_steps),
+                                     optimizer.end_lr / optimizer.lr)
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+  """AdamW (arXiv 1711.05101) behind a clip of the global gradient norm."""
+  lr: float = 3e-6
+  schedule: Callable = constant  # Optimizer, steps -> optax schedule
+  warmup_steps: int = 0  # linear from 0
+  end_lr: float = 0.0  # where `cosine` ends
+  b1: float = 0.9
+  b2: float = 0.95
+  eps: float = 1e-8
+  weight_decay: float = 0.0  # on matrices only
+  clip_norm: float = 1.0  # of the whole gradient
+
+
+def learning_rate(optimizer: Optimizer, steps: int) -> Callable:
+  """The schedule: update number (from 0) -> learning rate."""
+  schedule = optimizer.schedule(optimizer, steps)
+  if not optimizer.warmup_steps:
+    return schedule
+  warmup = optax.linear_schedule(0.0, optimizer.lr, optimizer.warmup_steps)
+  return optax.join_schedules([warmup, schedule], [optimizer.warmup_steps])
+
+
+def chain(optimizer: Optimizer, steps: int) -> optax.GradientTransformation:
+  """Clip, Adam, decoupled weight decay, learning rate."""
+  return optax.chain(
+      optax.clip_by_global_norm(optimizer.clip_norm),
+      optax.scale_by_adam(optimizer.b1, optimizer.b2, optimizer.eps),
+      optax.add_decayed_weights(optimizer.weight_decay, _is_matrix),
+      optax.scale_by_learning_rate(learning_rate(optimizer, steps)),
+  )
+
+
+def _is_matrix(params):
+  name = lambda path: path[-1].key
+  return jax.tree.map_with_path(lambda path, _: not name(path).endswith(('norm', 'bias')), params)
+
+
+def init(tx, params, reference=None) -> TrainState:
+  """A fresh state: moments lie where their parameters lie, the reference is a copy."""
+  where = jax.tree.map(lambda p: p.sharding, params)
+  whole = sharding.replicated(jax.tree.leaves(params)[0].sharding.mesh)
+  opt = jax.eval_shape(tx.init, params)
+  opt_where = optax.tree_utils.tree_map_params(tx, lambda _, s: s, opt, where,
+                                               transform_non_params=lambda _: whole)
+  step = jax.device_put(jnp.zeros((), jnp.int32), whole)
+  opt = jax.jit(tx.init, out_shardings=opt_where)(params)
+  return TrainState(step, params, opt, () if reference is None else copy(reference))
+
+
+def copy(params):
+  """Fresh arrays, so that donating the one tree leaves the other."""
+  return jax.tree.map(jnp.copy, params)
+
+
+def make_update(loss_fn, model, tx, mesh, micro):
+  """The jitted update: state, batch -> state, metrics.
+
+  loss_fn(split params, part of the batch) -> (loss_B, sums) must be a plain sum over rows, so that
+  parts of `micro` leading rows, accumulated one after the other and over the mesh's `data` axis,
+  give the gradient of the whole. Every leaf of batch has its leading axis divisible by
+  data * micro. metrics: loss, grad_norm, each of `sums`, and `loss_by_row` [rows]. An update whose
+  loss or gradient is not finite changes nothing but `finite` in the metrics: the caller stops.
+  """
+
+  def accumulate(params, batch):
+    parts = jax.tree.map(lambda x: x.reshape(-1, micro, *x.shape[1:]), batch)
+    params = model.split(params)
+
+    def total(params, part):
+      loss_B, sums = loss_fn(params, part)
+      return loss_B.sum(), (loss_B, sums)
+
+    def add(carry, part):
+      (_, (loss_B, sums)), grads = jax.value_and_grad(total, has_aux=True)(params, part)
+      return jax.tree.map(jnp.add, carry, (grads, sums)), loss_B
+
+    first = jax.tree.map(lambda x: x[0], parts)
+    grads, (_, sums) = jax.eval_shape(jax.grad(total, has_aux=True), params, first)
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grads, sums))
+    (grads, sums), loss_rows = jax.lax.scan(add, zero, parts)
+    grads, sums = jax.lax.psum((model.join(grads), sums), 'data')
+    return grads, sums, loss_rows.reshape(-1)
+
+  accumulate = sharding.over_data(accumulate, mesh, (False, True), (False, False, True))
+
+  def update(state, batch):
+    grads, sums, loss_by_row = accumulate(state.params, batch)
+    norm, total = optax.global_norm(grads), loss_by_row.sum()
+    finite = jnp.isfinite(norm) & jnp.isfinite(total)
+    changes, opt = tx.update(grads, state.opt, state.params)
+    keep = lambda new, old: jnp.where(finite, new, old)
+    params = jax.tree.map(lambda p, d: keep(p + d, p), state.params, changes)
+    opt = jax.tree.map(keep, opt, state.opt)
+    state = TrainState(state.step + finite, params, opt, state.reference)
+    return state, dict(sums, loss=total, grad_norm=norm, finite=finite, loss_by_row=loss_by_row)
+
+  return jax.jit(update, donate_argnums=0)
+
+
+def make_map(f, model, mesh, micro):
+  """The jitted f(split params, batch) -> array by row, computed `micro` leading rows at a time."""
+
+  def mapped(params, batch):
+    params = model.split(params)
+    parts = jax.tree.map(lambda x: x.reshape(-1, micro, *x.shape[1:]), batch)
+    out = jax.lax.map(lambda part: f(params, part), parts)
+    return out.reshape(-1, *out.shape[2:])
+
+  return jax.jit(sharding.over_data(mapped, mesh, (False, True), True))

@@ -1,0 +1,173 @@
+"""Sampling: prompts in, completions and their log-probabilities out. One jitted loop a shape.
+
+Each prompt is prefilled once; its G completions share the prompt's keys and values. A completion's
+own keys and values live in a cache that grows in pieces, so that attention never reads much more
+than has been written. The loop ends when every row of a device has ended.
+"""
+import dataclasses
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from r1jax import sharding
+from r1jax.losses import last_hidden
+from r1jax.types import KV, Past, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """How completions are drawn."""
+  max_tokens: int = 1024  # the budget of a completion, EOS included
+  temperature: float = 1.0  # 0 is greedy
+  top_p: float = 1.0  # smallest set of tokens with this probability; 1: all
+  top_k: int = 0  # the k likeliest tokens; 0: all
+
+  def __post_init__(self):
+    if self.max_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+      raise UserError(f'{self} makes no sense: max_tokens is at least 1, temperature and top_k at '
+                      'least 0, top_p above 0 and at most 1')
+
+
+def make_sampler(model, cfg: Sampling, eos_ids, G, mesh, pieces=1):
+  """The jitted sampler: params, key, rows_P, prompts_PT, lengths_P -> tokens, lengths, finished, logp.
+
+  Prompts are right-padded, rows_P are problem numbers: completion g of problem p draws its i-th
+  token with fold_in(key, p, g, i), whatever else is in the batch. Returns tokens_PGC (EOS kept,
+  zeros after it), lengths_PG, finished_PG, and logp_PGC: float32 log-probabilities under
+  softmax(logits / temperature), which is what training uses. It is not renormalised over top-p or
+  top-k; greedy sampling reports temperature 1. P must be divisible by the mesh's `data` axis.
+  """
+  eos_E = jnp.asarray(sorted(eos_ids) or [-1], jnp.int32)
+
+  def sample(params, key, rows_P, prompts_PT, lengths_P):
+    chex.assert_rank([rows_P, prompts_PT, lengths_P], [1, 2, 1])
+    (P, T), C = prompts_PT.shape, cfg.max_tokens
+    B = P * G
+    params = model.split(params)
+    keys_B = _row_keys(key, rows_P, G)
+    hidden_PTD, kv = model.apply(params, prompts_PT, jnp.arange(T)[None])
+    prompt = Past(kv, jnp.arange(T)[None] < lengths_P[:, None])
+    lengths_B = jnp.repeat(lengths_P, G)
+
+    def draw(i, hidden_B1D, alive_B, out):
+      logits_BV = model.logits(params, hidden_B1D)[:, 0]
+      token_B, logp_B = choose(cfg, jax.vmap(jax.random.fold_in, (0, None))(keys_B, i), logits_BV)
+      tokens_CB, logp_CB, count_B = out
+      out = (tokens_CB.at[i].set(jnp.where(alive_B, token_B, 0)),
+             logp_CB.at[i].set(jnp.where(alive_B, logp_B, 0.0)), count_B + alive_B)
+      return token_B, alive_B & (token_B[:, None] != eos_E[None]).all(axis=1), out
+
+    def step(state):
+      i, token_B, alive_B, cache, out = state
+      S = cache.k[0].shape[-1]
+      written = Past(cache, jnp.arange(S)[None] < i - 1)
+      hidden_B1D, fresh = model.apply(params, token_B[:, None], (lengths_B + i - 1)[:, None],
+                                      past=(prompt, written))
+      # The cache is read before it is written, so that it is updated in place.
+      hidden_B1D, fresh = jax.lax.optimization_barrier((hidden_B1D, fresh))
+      token_B, alive_B, out = draw(i, hidden_B1D, alive_B, out)
+      return i + 1, token_B, alive_B, write(cache, fresh, i - 1), out
+
+    out = (jnp.zeros((C, B), jnp.int32), jnp.zeros((C, B)), jnp.zeros(B, jnp.int32))
+    first_B1D = jnp.repeat(last_hidden(hidden_PTD, lengths_P), G, axis=0)
+    state = (0, *draw(0, first_B1D, jnp.ones(B, bool), out))
+    i, (token_B, alive_B, out), cache = 1, state[1:], model.init_cache(B, 0)
+    for end in piece_ends(C, pieces):
+      cache = grow(cache, end)
+      unfinished = lambda state, end=end: (state[0] < end) & state[2].any()
+      i, token_B, alive_B, cache, out = jax.lax.while_loop(unfinished, step,
+                                                           (i, token_B, alive_B, cache, out))
+    tokens_CB, logp_CB, count_B = out
+    back = lambda x_CB: x_CB.T.reshape(P, G, C)
+    return back(tokens_CB), count_B.reshape(P, G), ~alive_B.reshape(P, G), back(logp_CB)
+
+  rows = (False, False, True, True, True)
+  return jax.jit(sharding.over_data(sample, mesh, rows, (True,) * 4))
+
+
+def _row_keys(key, rows_P, G):
+  keys_P = jax.vmap(jax.random.fold_in, (None, 0))(key, rows_P)
+  fold_group = jax.vmap(jax.random.fold_in, (None, 0))
+  return jax.vmap(fold_group, (0, None))(keys_P, jnp.arange(G)).reshape(len(rows_P) * G)
+
+
+def piece_ends(C, pieces):
+  """Where each piece of a budget of C tokens ends, rounded up to 16 but for the last."""
+  ends = [min(C, -(-C * (n + 1) // pieces // 16) * 16) for n in range(pieces)]
+  return sorted(set(ends))
+
+
+def grow(cache, S):
+  """The cache with room for S positions."""
+
+  def longer(x, axis):
+    pads = [(0, 0)] * x.ndim
+    pads[axis] = (0, S - x.shape[axis])
+    return jnp.pad(x, pads)
+
+  return KV(jax.tree.map(lambda k: longer(k, -1), cache.k),
+            jax.tree.map(lambda v: longer(v, -2), cache.v))
+
+
+def write(cache, fresh, slot):
+  """The cache with one position's keys and values at `slot`."""
+  put = lambda axis: lambda x, new: jax.lax.dynamic_update_slice_in_dim(
+      x, new.astype(x.dtype), slot, axis % x.ndim)
+  return KV(jax.tree.map(put(-1), cache.k, fresh.k), jax.tree.map(put(-2), cache.v, fresh.v))
+
+
+def choose(cfg, keys_B, logits_BV):
+  """Draws one token a row; returns it and its log-probability, float32."""
+  scaled_BV = logits_BV / (cfg.temperature or 1.0)
+  if cfg.temperature == 0:
+    token_B = jnp.argmax(logits_BV, axis=-1)
+  else:
+    token_B = categorical(keys_B, keep_likeliest(scaled_BV, cfg.top_k, cfg.top_p))
+  picked_B1 = jnp.take_along_axis(scaled_BV, token_B[:, None], axis=-1)
+  return token_B.astype(jnp.int32), picked_B1[:, 0] - jax.nn.logsumexp(scaled_BV, axis=-1)
+
+
+def keep_likeliest(logits_BV, top_k=0, top_p=1.0):
+  """-inf for every token outside the k likeliest, then outside the smallest set with mass top_p.
+
+  Tokens that tie with the last one kept are kept too; at least one token is.
+  """
+  V = logits_BV.shape[-1]
+  if 0 < top_k < V:
+    kth_B1 = jax.lax.top_k(logits_BV, top_k)[0][:, -1:]
+    logits_BV = jnp.where(logits_BV >= kth_B1, logits_BV, -jnp.inf)
+  if top_p < 1:
+    sorted_BV = -jnp.sort(-logits_BV, axis=-1)
+    probs_BV = jax.nn.softmax(sorted_BV, axis=-1)
+    before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV
+    last_B1 = jnp.maximum((before_BV < top_p).sum(axis=-1, keepdims=True) - 1, 0)
+    logits_BV = jnp.where(logits_BV >= jnp.take_along_axis(sorted_BV, last_B1, axis=-1), logits_BV,
+                          -jnp.inf)
+  return logits_BV
+
+
+def categorical(keys_B, logits_BV):
+  """A draw from softmax(logits) a row, with the row's own key. Tokens of -inf are never drawn.
+
+  Inverse CDF in two levels, a block of tokens and then one in it: two uniform numbers a row where
+  the Gumbel trick needs V, and the 2^-23 grain of a float32 uniform applies to each level alone.
+  """
+  B, V = logits_BV.shape
+  size = 2**math.ceil(math.log2(V) / 2)
+  blocks = -(-V // size)
+  weights_BV = jnp.exp(logits_BV - logits_BV.max(axis=-1, keepdims=True))
+  weights_BNM = jnp.pad(weights_BV, [(0, 0), (0, blocks * size - V)]).reshape(B, blocks, size)
+  u_B2 = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys_B)
+  block_B = _inverse_cdf(weights_BNM.sum(axis=-1), u_B2[:, 0])
+  inside_BM = jnp.take_along_axis(weights_BNM, block_B[:, None, None], axis=1)[:, 0]
+  return block_B * size + _inverse_cdf(inside_BM, u_B2[:, 1])
+
+
+def _inverse_cdf(weights_BN, u_B):
+  cdf_BN = jnp.cumsum(weights_BN, axis=-1)
+  total_B1 = cdf_BN[:, -1:]
+  # Below the total whatever the rounding, so that the token found has a weight above 0.
+  target_B1 = jnp.minimum(u_B[:, None] * total_B1, jnp.nextafter(total_B1, 0.0))
+  return (cdf_BN <= target_B1).sum(axis=-1)

@@ -1,0 +1,235 @@
+"""Reinforcement learning with GRPO: R1-Zero, and every later RL stage with other settings."""
+import dataclasses
+import time
+from typing import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from r1jax import checkpoint, evals, grpo, losses, metrics, optim, rewards, rollout, sample, sharding
+from r1jax.types import Batch, Problem, Reward, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """The settings of one RL run; the defaults are R1-Zero's (arXiv 2501.12948 v2, section 2.1)."""
+  init: str  # folder of a finished stage, or of a Hugging Face model
+  problems: Callable[[str], list[Problem]]  # split -> problems; 'train' is trained on
+  evaluation: evals.Evaluation  # before, after, and every eval_every updates
+  rewards: tuple[Reward, ...] = rewards.R1_ZERO  # weighted and added; the first says what is right
+  steps: int = 10_400  # policy updates
+  batch: int = 32  # problems an update
+  group: int = 16  # completions a problem
+  minibatches: int = 16  # updates a rollout: batch * minibatches problems are sampled at once
+  resample: int = 0  # times that groups with equal rewards are replaced by fresh problems (DAPO)
+  max_prompt_tokens: int = 512  # a longer prompt is an error
+  sampling: sample.Sampling = sample.Sampling(max_tokens=32_768)  # of the rollouts
+  objective: grpo.Objective = grpo.Objective()  # the loss
+  optimizer: optim.Optimizer = optim.Optimizer(lr=3e-6)  # the update
+  refresh_every: int = 400  # updates after which the reference becomes the latest policy; 0: never
+  max_reward_errors: float = 0.01  # share of samples whose reward may fail before the run stops
+  seed: int = 0  # of problem order and sampling
+  save_every: int = 400  # updates between saved states
+  eval_every: int = 0  # updates between evaluations; 0: before and after only
+  samples_every: int = 400  # updates between records of a few completions
+  machine: sharding.Machine = sharding.Machine()  # what the hardware wants
+
+
+def run(cfg: Config, out: str) -> dict:
+  """Trains from cfg.init, leaves everything in the folder `out`, returns the result's numbers."""
+  check(cfg)
+  machine, mesh = sharding.start(cfg.machine)
+  model, params, tokenizer = checkpoint.load_model(cfg.init, machine, mesh)
+  problems = rollout.stream(cfg.problems('train'), cfg.seed)
+  sampler = rollout.make_sampler(model, tokenizer, cfg.sampling, cfg.group, cfg.max_prompt_tokens,
+                                 machine, mesh, cfg.batch * cfg.minibatches)
+  evaluate = evals.make_evaluate(cfg.evaluation, cfg.rewards, model, tokenizer,
+                                 cfg.max_prompt_tokens, cfg.seed, machine, mesh)
+  update, reference_logp, tx = make_steps(cfg, model, machine, mesh)
+  learning_rate = optim.learning_rate(cfg.optimizer, cfg.steps)
+
+  state = optim.init(tx, params, reference=params if cfg.objective.beta else None)
+  states = checkpoint.States(out)
+  start = states.latest()
+  state = states.restore(start, state) if start else state
+  log = metrics.Log(out, cfg.steps, start)
+  pending = []  # updates sent to the device whose numbers have not been read yet
+  try:
+    if not start:
+      log.evaluation(0, evaluate(state.params)[0])
+    for step in range(start, cfg.steps, cfg.minibatches):
+      clock = [time.monotonic()]
+      key = sharding.key(cfg.seed, 'rollout', step)
+      numbers = problem_numbers(cfg, step)
+      calls = rollout.dispatch(sampler, state.params, key, numbers, [problems(n) for n in numbers])
+      pending = read(pending, log)  # the last updates' numbers, while the device samples
+      graded = rollout.collect(sampler, calls, cfg.rewards)
+      graded = resample(cfg, graded, numbers[-1] + 1, sampler, state.params, key, problems)
+      rewards.check_errors(graded.errors, graded.rewards_PG.size, cfg.max_reward_errors)
+      clock.append(time.monotonic())
+
+      for m in range(cfg.minibatches):
+        part = rollout.take(graded, range(m * cfg.batch, (m + 1) * cfg.batch))
+        batch = make_batch(cfg, part, machine, mesh)
+        if cfg.objective.beta:
+          batch = batch._replace(logp_ref_PGC=reference_logp(state.reference, batch))
+        state, out_numbers = update(state, batch)
+        step += 1
+        pending.append((step, float(learning_rate(step - 1)), part, out_numbers, clock))
+
+      if step % cfg.samples_every == 0:
+        log.samples(step, records(graded))
+      if cfg.objective.beta and cfg.refresh_every and step % cfg.refresh_every == 0:
+        state = state._replace(reference=optim.copy(state.params))
+      last = step == cfg.steps
+      if last or (cfg.eval_every and step % cfg.eval_every == 0):
+        pending = read(pending, log)
+        log.evaluation(step, evaluate(state.params)[0])
+      if last or step % cfg.save_every == 0:
+        pending = read(pending, log)
+        log.flush()  # before the state: what lies behind a state is always on record
+        states.save(step, state)
+  finally:
+    states.close()
+    log.close()
+  checkpoint.save_model(out, model, state.params, tokenizer)
+  return result(out, cfg.steps)
+
+
+def check(cfg: Config):
+  """Raises UserError where settings contradict each other."""
+  if cfg.sampling.temperature == 0 or cfg.sampling.top_p < 1 or cfg.sampling.top_k:
+    raise UserError('rl samples from the whole distribution that it trains: sampling.temperature '
+                    'must be above 0, top_p 1 and top_k 0 (an evaluation may cut)')
+  for name in ('steps', 'refresh_every', 'save_every', 'eval_every', 'samples_every'):
+    if vars(cfg)[name] % cfg.minibatches:
+      raise UserError(f'{name} is {vars(cfg)[name]}, not a multiple of minibatches, '
+                      f'{cfg.minibatches}: a rollout is trained on as a whole')
+
+
+def problem_numbers(cfg, step):
+  """Places in the stream of the problems sampled at `step`. Each step has room for resampling."""
+  first = step * cfg.batch * (1 + cfg.resample)
+  return range(first, first + cfg.batch * cfg.minibatches)
+
+
+def resample(cfg, graded, first, sampler, params, key, problems):
+  """Puts fresh problems in the place of groups whose rewards are all equal, cfg.resample times."""
+  for _ in range(cfg.resample):
+    equal = grpo.degenerate(graded.rewards_PG)
+    numbers = range(first, first + int(equal.sum()))
+    if not numbers:
+      break
+    calls = rollout.dispatch(sampler, params, key, numbers, [problems(n) for n in numbers])
+    fresh = rollout.collect(sampler, calls, cfg.rewards)
+    errors = graded.errors + fresh.errors
+    both = rollout.concatenate([rollout.take(graded, np.flatnonzero(~equal)), fresh])
+    graded, first = both._replace(errors=errors), numbers[-1] + 1
+  return graded
+
+
+def make_steps(cfg, model, machine, mesh):
+  """The jitted update (state, batch -> state, numbers), the reference's log-probs, the optimizer."""
+
+  def logp(params, batch):
+    return losses.completion_logp(model, params, batch.prompts_PT, batch.prompt_lengths_P,
+                                  batch.tokens_PGC, cfg.sampling.temperature, machine.logp_chunk)
+
+  def loss(params, batch):
+    C = batch.tokens_PGC.shape[-1]
+    mask_PGC = jnp.arange(C)[None, None] < batch.lengths_PG[..., None]
+    flat = lambda x: x if x is None else x.reshape(-1, *x.shape[2:])
+    return grpo.loss(cfg.objective, *map(flat, (logp(params, batch), batch.logp_old_PGC,
+                                                batch.logp_ref_PGC, batch.advantages_PG, mask_PGC,
+                                                batch.weights_PGC)))
+
+  micro = micro_shape(cfg.group, machine.micro_rows)[0]
+  tx = optim.chain(cfg.optimizer, cfg.steps)
+  return (optim.make_update(loss, model, tx, mesh, micro),
+          optim.make_map(logp, model, mesh, micro), tx)
+
+
+def micro_shape(G, micro_rows):
+  """(problems, completions of each) that make about micro_rows rows; the latter divides G."""
+  g = max(n for n in range(1, G + 1) if G % n == 0 and n <= max(1, micro_rows))
+  return max(1, micro_rows // g), g
+
+
+def make_batch(cfg, graded, machine, mesh) -> Batch:
+  """A minibatch on the device: padded to the mesh, cut to the longest completion's bucket."""
+  rollout_ = graded.rollout
+  C = rollout_.tokens_PGC.shape[-1]
+  mask_PGC = np.arange(C) < rollout_.lengths_PG[..., None]
+  batch = Batch(rollout_.prompts_PT, rollout_.prompt_lengths_P, rollout_.tokens_PGC,
+                rollout_.lengths_PG, rollout_.logp_PGC, None,
+                cfg.objective.advantages(graded.rewards_PG), cfg.objective.aggregate(mask_PGC))
+  longest = int(rollout_.lengths_PG.max())
+  bucket = next(end for end in sample.piece_ends(C, machine.pieces) if end >= longest)
+  problems, g = micro_shape(cfg.group, machine.micro_rows)
+  shapes = Batch('P', 'P', 'PGC', 'PG', 'PGC', None, 'PG', 'PGC')
+
+  def lay_out(x, letters):
+    x = x[..., :bucket] if 'C' in letters else x
+    if 'G' not in letters:
+      return np.repeat(x, cfg.group // g, axis=0)
+    return x.reshape(-1, g, *x.shape[2:])
+
+  batch = Batch(*(x if x is None else lay_out(x, letters) for x, letters in zip(batch, shapes)))
+  return sharding.put_rows(sharding.pad_rows(batch, problems * mesh.shape['data']), mesh)
+
+
+def read(pending, log):
+  """Writes the numbers of dispatched updates and returns []; UserError where one is not finite."""
+  for step, lr, graded, numbers, (began, sampled) in pending:
+    numbers = jax.device_get(numbers)
+    if not numbers['finite']:
+      rows = numbers['loss_by_row'][:graded.rewards_PG.size]
+      bad = np.flatnonzero(~np.isfinite(rows))
+      sample_ = 'in the gradient, every sample\'s loss is finite' if not len(bad) else (
+          'at sample %d, of the problem %r' %
+          (bad[0], graded.problems[bad[0] // graded.rewards_PG.shape[1]].prompt[-200:]))
+      raise UserError(f'step {step}: the loss is not finite, {sample_}; nothing of this update was '
+                      f'kept and the last good state is in {log.out}/state')
+    tokens = max(1.0, float(numbers['tokens']))
+    mean = {name: float(numbers[name]) / tokens
+            for name in ('kl', 'clipped', 'gap', 'surprise') if name in numbers}
+    spent = time.monotonic() - began
+    log.step(step, dict(summarise(graded), loss=float(numbers['loss']), **mean,
+                        grad_norm=float(numbers['grad_norm']), lr=lr),
+             dict(seconds=spent, sample_s=sampled - began, update_s=spent - sampled + began,
+                  tokens_per_s=tokens / spent))
+  return []
+
+
+def summarise(graded) -> dict:
+  """What a minibatch's samples were like, plain floats."""
+  mean = lambda x: float(np.mean(x, dtype=np.float64))
+  return {
+      'reward': mean(graded.rewards_PG),
+      **{f'reward/{name}': mean(scores) for name, scores in graded.scores.items()},
+      'length': mean(graded.rollout.lengths_PG),
+      'finished': mean(graded.rollout.finished_PG),
+      'degenerate': mean(grpo.degenerate(graded.rewards_PG)),
+      'reward/errors': len(graded.errors),
+  }
+
+
+def records(graded, problems=2, completions=2):
+  """A few samples as rows for samples.jsonl."""
+  for p in range(min(problems, len(graded.problems))):
+    for g in range(min(completions, len(graded.completions[p]))):
+      c = graded.completions[p][g]
+      yield dict(prompt=graded.problems[p].prompt, completion=c.text, answer=graded.problems[p].answer,
+                 reward=float(graded.rewards_PG[p, g]),
+                 scores={name: float(x[p, g]) for name, x in graded.scores.items()},
+                 length=c.num_tokens, finished=c.finished)
+
+
+def result(out, steps) -> dict:
+  """The evaluations before and after, from the records."""
+  rows = [row for row in metrics.read(f'{out}/metrics.jsonl') if 'eval/pass_at_1' in row]
+  before, after = (next(row for row in rows if row['step'] == step) for step in (0, steps))
+  named = lambda row, prefix: {prefix + name.removeprefix('eval/'): value
+                               for name, value in row.items() if name != 'step'}
+  return {**named(before, 'base_'), **named(after, '')}

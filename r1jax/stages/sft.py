@@ -1,0 +1,127 @@
+"""Supervised learning on texts: pretraining from nothing, and fine-tuning of any model."""
+import dataclasses
+import time
+from typing import Callable
+
+import jax
+import numpy as np
+
+from r1jax import checkpoint, evals, losses, metrics, model as model_lib, optim, packing, sharding
+from r1jax.types import Document, Reward, Rows, UserError
+from r1jax import rewards as rewards_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """The settings of one supervised run."""
+  documents: Callable[[], list[Document]]  # what is learnt: the responses, and EOS after each
+  init: str = ''  # folder of a finished stage or a Hugging Face model; '': from nothing
+  scratch: model_lib.Config | None = None  # from nothing: the architecture
+  tokenizer: Callable | None = None  # from nothing: texts, vocabulary size -> Tokenizer
+  evaluation: evals.Evaluation | None = None  # afterwards
+  rewards: tuple[Reward, ...] = rewards_lib.R1_ZERO  # for the evaluation
+  steps: int = 1000  # updates
+  batch: int = 64  # packed rows an update
+  row_tokens: int = 256  # a longer document is cut
+  max_prompt_tokens: int = 64  # of the evaluation
+  optimizer: optim.Optimizer = optim.Optimizer(lr=1e-3, schedule=optim.cosine, warmup_steps=50)
+  seed: int = 0  # of parameters and order
+  save_every: int = 500  # updates between saved states
+  machine: sharding.Machine = sharding.Machine()  # what the hardware wants
+
+
+def run(cfg: Config, out: str) -> dict:
+  """Trains, leaves everything in the folder `out`, returns the result's numbers."""
+  machine, mesh = sharding.start(cfg.machine)
+  documents = cfg.documents()
+  model, params, tokenizer = start(cfg, documents, machine, mesh)
+  rows = packing.pack([encode(tokenizer, d, cfg.row_tokens) for d in documents], cfg.row_tokens)
+  tx = optim.chain(cfg.optimizer, cfg.steps)
+  learning_rate = optim.learning_rate(cfg.optimizer, cfg.steps)
+  loss = lambda params, part: losses.cross_entropy(model, params, part, machine.logp_chunk)
+  update = optim.make_update(loss, model, tx, mesh, machine.micro_rows)
+
+  state = optim.init(tx, params)
+  states = checkpoint.States(out)
+  start_step = states.latest()
+  state = states.restore(start_step, state) if start_step else state
+  log = metrics.Log(out, cfg.steps, start_step)
+  order, pending = row_order(len(rows.tokens_BT), cfg.seed), None
+  try:
+    for step in range(start_step, cfg.steps):
+      batch = make_batch(rows, [order(step * cfg.batch + b) for b in range(cfg.batch)],
+                         machine.micro_rows, mesh)
+      clock = time.monotonic()
+      state, numbers = update(state, batch)
+      pending = read(pending, log)  # the last update's numbers, while this one runs
+      pending = (step + 1, float(learning_rate(step)), numbers, clock, cfg.batch * cfg.row_tokens)
+      if step + 1 == cfg.steps or (step + 1) % cfg.save_every == 0:
+        pending = read(pending, log)
+        log.flush()  # before the state: what lies behind a state is always on record
+        states.save(step + 1, state)
+    result = {}
+    if cfg.evaluation:
+      evaluate = evals.make_evaluate(cfg.evaluation, cfg.rewards, model, tokenizer,
+                                     cfg.max_prompt_tokens, cfg.seed, machine, mesh)
+      result = evaluate(state.params)[0]
+      log.evaluation(cfg.steps, result)
+  finally:
+    states.close()
+    log.close()
+  checkpoint.save_model(out, model, state.params, tokenizer)
+  return {name.removeprefix('eval/'): value for name, value in result.items()}
+
+
+def start(cfg, documents, machine, mesh):
+  """(model, params, tokenizer): cfg.init's, or new ones."""
+  if bool(cfg.init) == bool(cfg.scratch and cfg.tokenizer):
+    raise UserError('give either init, the model to start from, or scratch and tokenizer, to start '
+                    'from nothing')
+  if cfg.init:
+    return checkpoint.load_model(cfg.init, machine, mesh)
+  tokenizer = cfg.tokenizer([d.prompt + d.response for d in documents], cfg.scratch.V)
+  model = model_lib.make(cfg.scratch, machine)
+  key = sharding.key(cfg.seed, 'init')
+  where = sharding.shardings(model.axes(), jax.eval_shape(model.init, key), mesh)
+  return model, jax.jit(model.init, out_shardings=where)(key), tokenizer
+
+
+def encode(tokenizer, document, max_tokens):
+  """(token ids with EOS, index of the first learnt token), cut to max_tokens."""
+  prompt = tokenizer.encode(document.prompt) if document.prompt else []
+  ids = prompt + tokenizer.encode(document.response) + [min(tokenizer.eos_ids)]
+  return ids[:max_tokens], min(len(prompt), max_tokens)
+
+
+def row_order(count, seed) -> Callable:
+  """number -> row, for ever: a new order each epoch, a function of the seed and the number."""
+  orders = {}
+
+  def row(number):
+    epoch, index = divmod(number, count)
+    if epoch not in orders:
+      orders[epoch] = np.asarray(jax.random.permutation(sharding.key(seed, 'order', epoch), count))
+    return orders[epoch][index]
+
+  return row
+
+
+def make_batch(rows, indices, micro, mesh) -> Rows:
+  """The rows at `indices`, on the device, each learnt token with weight 1 / their number."""
+  batch = Rows(*(x[np.asarray(indices)] for x in rows))
+  batch = batch._replace(weights_BT=batch.weights_BT / np.float32(max(batch.weights_BT.sum(), 1)))
+  return sharding.put_rows(sharding.pad_rows(batch, micro * mesh.shape['data']), mesh)
+
+
+def read(pending, log):
+  """Writes the numbers of a dispatched update; returns None. UserError where it is not finite."""
+  if pending:
+    step, lr, numbers, clock, tokens = pending
+    numbers = jax.device_get(numbers)
+    if not numbers['finite']:
+      bad = np.flatnonzero(~np.isfinite(numbers['loss_by_row']))
+      raise UserError(f'step {step}: the loss is not finite, in rows {bad.tolist()} of the batch; '
+                      f'nothing of this update was kept, the last good state is in {log.out}/state')
+    spent = time.monotonic() - clock
+    log.step(step, dict(loss=float(numbers['loss']), grad_norm=float(numbers['grad_norm']), lr=lr),
+             dict(seconds=spent, tokens_per_s=tokens / spent))

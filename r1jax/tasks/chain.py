@@ -1,0 +1,182 @@
+"""A tiny world for reasoning: chains of sums in which only the last digit is kept.
+
+  a=7 b=a+8 c=b-6 d=c+9. What is d?      b=7+8=5, c=5-6=9, d=9+9=8: the answer is 8
+
+A small transformer can add two digits but has too few layers to follow a chain of five in one
+forward pass: asked for the answer directly it hardly beats guessing, one link at a time it is
+right. Whether it takes the steps is what reinforcement learning has to find out.
+
+`corpus` writes what a base model reads before: texts of mixed quality about such chains, direct
+answers and derivations, slips and corrections, English, Chinese and both. Train and test problems
+are disjoint, and the corpus holds train problems only.
+"""
+import random
+import re
+from typing import NamedTuple
+import zlib
+
+from r1jax import prompts
+from r1jax.types import Document, Problem
+
+NAMES = 'abcdefghij'
+SHORTEST, LONGEST = 6, 8  # variables in a chain
+
+
+class Chain(NamedTuple):
+  """a=first, then each variable is the one before it plus or minus a digit, modulo 10."""
+  first: int
+  links: tuple[tuple[str, int], ...]  # ('+' or '-', digit)
+
+  def values(self) -> list[int]:
+    """The value of each variable."""
+    out = [self.first]
+    for sign, digit in self.links:
+      out.append((out[-1] + digit if sign == '+' else out[-1] - digit) % 10)
+    return out
+
+  def text(self) -> str:
+    """The givens: a=7 b=a+8 c=b-6."""
+    links = [f'{NAMES[i + 1]}={NAMES[i]}{sign}{digit}' for i, (sign, digit) in enumerate(self.links)]
+    return ' '.join([f'a={self.first}', *links])
+
+
+def draw(rng: random.Random, split: str) -> Chain:
+  """A random chain of the split 'train' or 'test': a checksum of its text decides which it is."""
+  while True:
+    count = rng.randint(SHORTEST, LONGEST) - 1
+    links = tuple((rng.choice('+-'), rng.randint(1, 9)) for _ in range(count))
+    chain = Chain(rng.randint(0, 9), links)
+    if (zlib.crc32(chain.text().encode()) % 8 == 0) == (split == 'test'):
+      return chain
+
+
+def question(rng: random.Random, chain: Chain) -> str:
+  """The chain as a question, in English or Chinese."""
+  last = NAMES[len(chain.links)]
+  return rng.choice([f'{chain.text()}. What is {last}?', f'{chain.text()}。{last}是多少？'])
+
+
+def load(split: str, count: int = 8192) -> list[Problem]:
+  """The first `count` problems of 'train' or 'test', always the same."""
+  rng = random.Random(f'chain {split}')
+  chains = [draw(rng, split) for _ in range(count)]
+  return [
+      Problem(prompts.SHORT.format(question=question(rng, chain)), str(chain.values()[-1]))
+      for chain in chains
+  ]
+
+
+# -- what a completion does ------------------------------------------------------------------------
+
+_STEP = re.compile(r'([b-j])=\d[+-]\d=\d')
+_VALUE = re.compile(r'([b-j])=\d')
+
+
+def links_shown(text: str) -> tuple[int, int]:
+  """(links worked out, variables given a value) in a text, each variable counted once."""
+  return len(set(_STEP.findall(text))), len(set(_VALUE.findall(text)))
+
+
+def styles(graded) -> dict[str, float]:
+  """How samples answer and how often each way is right.
+
+  Direct: no variable before the last gets a value. Stepwise: every link is worked out.
+  """
+  direct, stepwise, right = [], [], graded.scores['accuracy'].ravel() > 0
+  for problem, completions in zip(graded.problems, graded.completions):
+    needed = len(set(_VALUE.findall(problem.prompt))) + len(re.findall(r'[b-j]=[a-j]', problem.prompt))
+    for completion in completions:
+      steps, values = links_shown(completion.text)
+      direct.append(values <= 1 and steps <= 0)
+      stepwise.append(steps >= needed)
+  share = lambda rows: sum(rows) / len(rows)
+  passed = lambda rows: sum(r for row, r in zip(rows, right) if row) / max(1, sum(rows))
+  return {
+      'direct': share(direct), 'direct_pass': passed(direct),
+      'stepwise': share(stepwise), 'stepwise_pass': passed(stepwise),
+  }
+
+
+# -- the base model's reading ----------------------------------------------------------------------
+
+ENGLISH = dict(start=['First', 'So', 'Start:', 'Well'], then=['then', 'next', 'so', 'and', 'now'],
+               guess=['I think', 'maybe', 'it looks like', 'probably'], fix=['wait, no', 'wrong, again'],
+               end=['done', 'that is it', 'good'], answer=['The answer is', 'It is'])
+CHINESE = dict(start=['首先', '好', '我们看'], then=['然后', '接着', '所以', '再'],
+               guess=['我猜', '大概', '应该是'], fix=['不对', '等等，错了'],
+               end=['好了', '完成', '算完了'], answer=['答案是', '等于'])
+
+
+def corpus(count: int = 40_000) -> list[Document]:
+  """`count` texts of mixed quality about train problems, always the same."""
+  rng = random.Random('chain corpus')
+  return [Document('', _text(rng)) for _ in range(count)]
+
+
+def _text(rng):
+  if rng.random() < 0.1:
+    return _sums(rng)
+  chain = draw(rng, 'train')
+  words = _language(rng)
+  think = rng.choices([_direct, _skipping, _stepwise], [0.45, 0.15, 0.40])[0]
+  thinking, answer = think(rng, chain, words)
+  asked = question(rng, chain)
+  if rng.random() < 0.75:
+    body = rng.choices([
+        f' <think>{thinking}</think> <answer>{answer}</answer>',
+        f' <think>{thinking}</think> {answer}',
+        f' <answer>{answer}</answer>',
+        f' {thinking} <answer>{answer}</answer>',
+    ], [0.8, 0.07, 0.06, 0.07])[0]
+    return prompts.SHORT.format(question=asked) + body
+  return f'{asked}\n{thinking}\n{words("answer")} {answer}'
+
+
+def _sums(rng):
+  """A page of single sums, most of them right."""
+  out = []
+  for _ in range(rng.randint(6, 12)):
+    x, sign, y = rng.randint(0, 9), rng.choice('+-'), rng.randint(1, 9)
+    out.append(f'{x}{sign}{y}={_result(rng, x, sign, y, 0.02)}')
+  return ', '.join(out)
+
+
+def _result(rng, x, sign, y, slip):
+  right = (x + y if sign == '+' else x - y) % 10
+  return rng.randint(0, 9) if rng.random() < slip else right
+
+
+def _language(rng):
+  """A function that picks a phrase: English, Chinese, or now this and now that."""
+  kind = rng.random()
+  pick = lambda: ENGLISH if kind < 0.4 or (kind > 0.65 and rng.random() < 0.5) else CHINESE
+  return lambda role: rng.choice(pick()[role])
+
+
+def _direct(rng, chain, words):
+  """A feeling, right more often than chance only because the writer knew."""
+  answer = chain.values()[-1] if rng.random() < 0.6 else rng.randint(0, 9)
+  return f'{words("guess")} {NAMES[len(chain.links)]}={answer}', answer
+
+
+def _skipping(rng, chain, words):
+  """Values without the sums behind them, and not all of them."""
+  values = chain.values()
+  kept = [i for i in range(1, len(values)) if rng.random() < 0.5 or i == len(values) - 1]
+  return f'{words("start")} ' + ', '.join(f'{NAMES[i]}={values[i]}' for i in kept), values[-1]
+
+
+def _stepwise(rng, chain, words):
+  """Link by link, with a slip now and then that is noticed or not."""
+  value, steps = chain.first, []
+  for i, (sign, digit) in enumerate(chain.links):
+    found = _result(rng, value, sign, digit, 0.02)
+    name, word = NAMES[i + 1], words('then') if i else words('start')
+    if rng.random() < 0.03:
+      steps.append(f'{word} {name}={value}{sign}{digit}={rng.randint(0, 9)}')
+      word = words('fix')
+    steps.append(f'{word} {name}={value}{sign}{digit}={found}')
+    value = found
+  if rng.random() < 0.3:
+    steps.append(words('end'))
+  return ', '.join(steps), value

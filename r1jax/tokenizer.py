@@ -1,0 +1,180 @@
+"""One interface over sentencepiece (tokenizer.model) and Hugging Face tokenizers (tokenizer.json).
+
+Decoding is exact about spaces, so that texts can be joined as their tokens are: what `decode` gives
+for a prompt and for its completion, one after the other, is the text of both. A completion keeps
+its leading space; the space that some tokenizers put before every text is taken off again after the
+BOS that marks where a text begins, and only there.
+"""
+import io
+import json
+from pathlib import Path
+from typing import Callable, Iterable, NamedTuple, Sequence
+
+import sentencepiece
+import tokenizers
+
+from r1jax.types import UserError
+
+SPACE = '▁'  # U+2581, a space inside a piece of sentencepiece
+FILES = ('tokenizer.json', 'tokenizer.model', 'tokenizer_config.json', 'special_tokens_map.json',
+         'chat_template.jinja')
+EOS = 1  # of the tokenizers trained here; 0 is unknown
+LOSSLESS = dict(
+    model_type='bpe', normalization_rule_name='identity', remove_extra_whitespaces=False,
+    add_dummy_prefix=False, byte_fallback=True, split_digits=True,
+    required_chars=SPACE,  # else texts without spaces leave a space to be spelled in bytes
+    max_sentence_length=2**20,  # longer texts are passed over; the default does so at 4192 bytes
+    pad_id=-1, unk_id=0, eos_id=EOS, bos_id=-1, num_threads=1, minloglevel=2)  # yapf: disable
+
+
+class Tokenizer(NamedTuple):
+  """Text to token ids and back."""
+  encode: Callable[[str], list[int]]  # what the model reads, BOS in front where the folder asks it
+  decode: Callable[[Sequence[int]], str]  # control tokens and ids beyond the vocabulary: no text
+  eos_ids: frozenset[int]  # any of them ends a completion
+  vocab_size: int
+  save: Callable  # folder -> None, writes the tokenizer's own files
+
+
+def load(folder) -> Tokenizer:
+  """The tokenizer of a Hugging Face folder: tokenizer.json, else tokenizer.model.
+
+  The ids that end a completion are those of generation_config.json, else of config.json, else the
+  tokenizer's own. Raises UserError where there is no tokenizer, it cannot be read, or nothing says
+  what ends a completion.
+  """
+  folder = Path(folder)
+  files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
+  kinds = [(name, make) for name, make in LOADERS.items() if name in files]
+  if not kinds:
+    raise UserError(f'no tokenizer in {folder}, where {" and ".join(LOADERS)} were looked for: '
+                    'copy the one that the model was trained with there')
+  name, make = kinds[0]
+  own, model, generation = (_json(folder / f'{name}.json')
+                            for name in ('tokenizer_config', 'config', 'generation_config'))
+  named = (generation.get('eos_token_id'), model.get('eos_token_id'))
+  eos = next((ids for ids in named if ids not in (None, [])), None)
+  eos = frozenset(() if eos is None else eos if isinstance(eos, list) else [eos])
+  return make(folder / name, files, own, model, eos)
+
+
+def train(texts: Iterable[str], vocab_size: int, tags: Sequence[str] = ()) -> Tokenizer:
+  """A sentencepiece BPE tokenizer of the texts, the same each time; no BOS, one EOS, id 1.
+
+  Any text comes back exactly as it was: nothing is normalized, spaces stay, and what the texts lack
+  is spelled in bytes. Digits stand alone, each tag is one token, and no text encodes to EOS.
+  Raises UserError where the texts need more pieces than `vocab_size`, or cannot fill it.
+  """
+  out = io.BytesIO()
+  try:
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(texts), model_writer=out,
+                                             vocab_size=vocab_size, user_defined_symbols=list(tags),
+                                             **LOSSLESS)
+  except RuntimeError as e:
+    raise UserError(f'no tokenizer of vocab_size {vocab_size} can be trained on these texts: '
+                    f'{str(e).split("] ")[-1]}') from e
+  own = {'add_bos_token': False, 'eos_token': '</s>'}
+  files = {'tokenizer.model': out.getvalue(), 'tokenizer_config.json': json.dumps(own).encode()}
+  return _sentencepiece('the trained tokenizer', files, own, {}, frozenset([EOS]))
+
+
+def _sentencepiece(path, files, own, model, eos):
+  try:
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=files['tokenizer.model'])
+  except RuntimeError as e:
+    raise UserError(f'{path} is not a sentencepiece model: fetch it again') from e
+  size = pieces.vocab_size()
+  # Llama's tokenizers put BOS first unless they say otherwise, and often say nothing.
+  bos = model.get('bos_token_id')
+  add_bos = own.get('add_bos_token', model.get('model_type') == 'llama' and bos is not None)
+  bos = pieces.bos_id() if bos is None else bos
+  if add_bos and not 0 <= bos < size:
+    raise UserError(f'{path} is to begin texts with BOS, but has no such token: '
+                    'name it as bos_token_id in config.json')
+  front = [bos] if add_bos else []
+  eos = eos or _own_eos(path, pieces.eos_id() if pieces.eos_id() >= 0 else None)
+  spelled = [b'' if i in eos else _bytes_of(pieces, i) for i in range(size)]
+  adds_space = pieces.encode('a', out_type=str)[0].startswith(SPACE)
+  # A U+2581 of the text itself would come back as a space; its bytes come back as what they are.
+  utf8 = [pieces.piece_to_id(f'<0x{byte:02X}>') for byte in SPACE.encode()]
+  split = not adds_space and all(pieces.is_byte(i) for i in utf8)
+
+  def encode(text):
+    first, *others = text.split(SPACE) if split else [text]
+    ids = front + pieces.encode(first)
+    for other in others:
+      ids += utf8 + pieces.encode(other)
+    return ids
+
+  def decode(ids):
+    data = b''.join(spelled[i] for i in ids if i < size)
+    text = data.decode('utf-8', errors='replace')  # a completion may end inside a character
+    return text.removeprefix(' ') if adds_space and front and list(ids[:1]) == front else text
+
+  return Tokenizer(encode, decode, eos, size, lambda folder: _save(folder, files))
+
+
+def _bytes_of(pieces, i):
+  """What a piece stands for in a text: UTF-8, of which a byte piece is one byte."""
+  if pieces.is_control(i):
+    return b''
+  if pieces.is_unknown(i):
+    return '\N{REPLACEMENT CHARACTER}'.encode()
+  piece = pieces.id_to_piece(i)
+  return bytes([int(piece[3:5], 16)]) if pieces.is_byte(i) else piece.replace(SPACE, ' ').encode()
+
+
+def _huggingface(path, files, own, model, eos):
+  del model  # the file itself says whether BOS comes first
+  try:
+    inner = tokenizers.Tokenizer.from_str(files['tokenizer.json'].decode('utf-8'))
+  except Exception as e:  # the library raises nothing narrower
+    raise UserError(f'{path} cannot be read ({e}): fetch it again') from e
+  inner.no_truncation()  # some files keep what their last training run set
+  inner.no_padding()
+  front = inner.encode('').ids
+  # Some decoders strip the first space of whatever they are given, a completion's too. With a full
+  # stop in front that space is not the first any more.
+  stop = inner.encode('.', add_special_tokens=False).ids[-1:]
+  stop_text = inner.decode(stop)
+
+  token = own.get('eos_token')
+  token = token['content'] if isinstance(token, dict) else token
+  eos = eos or _own_eos(path, inner.token_to_id(token) if token else None)
+
+  def decode(ids):
+    ids = [int(i) for i in ids]
+    begins = bool(front) and ids[:len(front)] == front
+    ids = [i for i in ids if i not in eos]  # the file may not list them among its special tokens
+    return inner.decode(ids) if begins else inner.decode(stop + ids).removeprefix(stop_text)
+
+  size = max(inner.get_vocab().values()) + 1
+  return Tokenizer(lambda text: inner.encode(text).ids, decode, eos, size,
+                   lambda folder: _save(folder, files))
+
+
+def _own_eos(path, eos_id):
+  if eos_id is None:
+    raise UserError(f'nothing says which token of {path} ends a completion: '
+                    'name it as eos_token_id in generation_config.json beside it')
+  return frozenset([eos_id])
+
+
+LOADERS = {'tokenizer.json': _huggingface, 'tokenizer.model': _sentencepiece}  # the first wins
+
+
+def _save(folder, files):
+  folder = Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  for name, data in files.items():
+    part = folder / f'{name}.part'
+    part.write_bytes(data)
+    part.replace(folder / name)
+
+
+def _json(path):
+  """The file's contents, {} where there is no file."""
+  try:
+    return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
+  except ValueError as e:
+    raise UserError(f'{path} is not JSON ({e}): fetch it again') from None

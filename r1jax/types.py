@@ -1,0 +1,110 @@
+"""The nouns everyone passes. Data only: no logic, no jax.
+
+Shape letters, the same in every file: B rows, P problems, G completions a problem (B = P * G),
+T positions, C completion positions, S cached positions, D model, H query heads, K key-value heads,
+R = H / K, W head width, F ffn, V vocabulary, L layers.
+"""
+import dataclasses
+from typing import Any, Callable, NamedTuple
+
+
+class UserError(Exception):
+  """Something a person can mend. Its text is one sentence: what is wrong, where, what to do."""
+
+
+class Problem(NamedTuple):
+  """One question and what is needed to check an answer to it."""
+  prompt: str  # as the model reads it, template included
+  answer: str  # the reference, for the rewards
+
+
+class Completion(NamedTuple):
+  """One sampled answer."""
+  text: str
+  num_tokens: int  # EOS included
+  finished: bool  # an EOS was sampled within the budget
+
+
+class Document(NamedTuple):
+  """A text to learn from: the response is learnt, and that it ends there."""
+  prompt: str  # read, not learnt; may be empty
+  response: str
+
+
+class Reward(NamedTuple):
+  """One term of the reward; the terms are added with their weights and reported one by one."""
+  name: str
+  function: Callable[[Problem, Completion], float]
+  weight: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """One stage of a pipeline: which loop runs, with which settings, and where its result lies."""
+  run: Callable  # config, out folder -> result dict
+  config: Any  # frozen dataclass
+  out: str  # folder of the stage's results, relative to the working directory
+
+
+class Model(NamedTuple):
+  """An architecture as a value. Parameters are a plain nested dict with layers stacked."""
+  config: Any
+  init: Callable  # key -> params
+  axes: Callable  # () -> axis letters of every parameter, the same tree as params
+  split: Callable  # params -> the form `apply` reads (layers apart where they are unrolled)
+  join: Callable  # the inverse of split
+  init_cache: Callable  # B, S -> KV of S empty slots
+  apply: Callable  # split params, tokens_BT, positions_BT, segments_BT, past -> hidden_BTD, KV
+  logits: Callable  # split params, hidden_BTD -> logits_BTV, float32
+
+
+class KV(NamedTuple):
+  """Keys and values of S positions, laid out as decoding reads them. Scanned layers are stacked,
+  unrolled ones a tuple, so count axes from the end: S is axis -1 of k and axis -2 of v."""
+  k: Any  # [L, B, K, W, S] or L times [B, K, W, S]
+  v: Any  # [L, B, K, S, W] or L times [B, K, S, W]
+
+
+class Past(NamedTuple):
+  """Positions that every query of a row may look back on. With fewer rows P than the queries' B,
+  each serves B / P consecutive rows: the completions of one prompt share its keys and values."""
+  kv: KV
+  mask_PS: Any  # bool, true where a slot holds something to see; P may be 1
+
+
+class Rollout(NamedTuple):
+  """What sampling returns for P problems with G completions each. Host arrays."""
+  prompts_PT: Any  # int32, right-padded
+  prompt_lengths_P: Any  # int32
+  tokens_PGC: Any  # int32, EOS included, zeros after it
+  lengths_PG: Any  # int32, EOS counted
+  finished_PG: Any  # bool, false where the budget ended the completion
+  logp_PGC: Any  # float32, of each token under the policy that sampled it
+
+
+class Batch(NamedTuple):
+  """What one policy update reads. Leading axis P throughout, so that rows can be sharded and
+  split by problem; weights are those of the whole minibatch, so that partial sums add exactly."""
+  prompts_PT: Any
+  prompt_lengths_P: Any
+  tokens_PGC: Any
+  lengths_PG: Any
+  logp_old_PGC: Any
+  logp_ref_PGC: Any
+  advantages_PG: Any
+  weights_PGC: Any
+
+
+class Rows(NamedTuple):
+  """Packed training rows for supervised learning."""
+  tokens_BT: Any  # int32
+  segments_BT: Any  # int32, documents numbered from 1 within a row, 0 is padding
+  weights_BT: Any  # float32, of predicting the token at t + 1 from position t
+
+
+class TrainState(NamedTuple):
+  """Everything an update changes. `reference` is the policy that KL is measured against."""
+  step: Any  # int32 [], policy updates done
+  params: Any
+  opt: Any
+  reference: Any  # params, or () where a stage needs none
