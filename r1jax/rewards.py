@@ -43,9 +43,10 @@ def grade(rewards: Sequence[Reward], problems: Sequence[Problem],
   return scores, errors
 
 
-def total(rewards: Sequence[Reward], scores: dict) -> np.ndarray:
+def total(rewards: Sequence[Reward], scores: dict, shape) -> np.ndarray:
   """Sum of weight * score, float32 [P, G]."""
-  return sum(np.float32(r.weight) * scores[r.name] for r in rewards)
+  terms = (np.float32(r.weight) * scores[r.name] for r in rewards)
+  return sum(terms, start=np.zeros(shape, np.float32))
 
 
 def check_errors(errors: Sequence[str], samples: int, allowed: float):

@@ -82,7 +82,7 @@ def _grade(sampler, rewards, problems, prompts_PT, lengths_P, out):
   completions = [[completion(p, g) for g in range(G)] for p in range(P)]
   scores, errors = rewards_lib.grade(rewards, problems, completions)
   return Graded(Rollout(prompts_PT, lengths_P, tokens, lengths, finished, logp), list(problems),
-                completions, scores, rewards_lib.total(rewards, scores), errors)
+                completions, scores, rewards_lib.total(rewards, scores, (P, G)), errors)
 
 
 def concatenate(parts: list) -> Graded:

@@ -79,6 +79,8 @@ def train(texts: Iterable[str], vocab_size: int, tags: Sequence[str] = ()) -> To
 
 
 def _sentencepiece(path, files, own, model, eos):
+  """The Tokenizer of tokenizer.model; `own` and `model` are its and the model's config, {} if none.
+  An empty `eos` leaves that to the tokenizer."""
   try:
     pieces = sentencepiece.SentencePieceProcessor(model_proto=files['tokenizer.model'])
   except RuntimeError as e:
@@ -125,6 +127,7 @@ def _bytes_of(pieces, i):
 
 
 def _huggingface(path, files, own, model, eos):
+  """The same of tokenizer.json."""
   del model  # the file itself says whether BOS comes first
   try:
     inner = tokenizers.Tokenizer.from_str(files['tokenizer.json'].decode('utf-8'))
