@@ -56,14 +56,17 @@ class Log:
       write_aside(self.out / file, ''.join(map(to_json, rows)))
     self.files = {file: open(self.out / file, 'a', encoding='utf-8') for file in FILES}
     self.board = SummaryWriter(str(self.out / 'tensorboard'), purge_step=start + 1)
-    self.began = time.monotonic()
+    self.began = self.last = time.monotonic()
     self.shown, self.console = {}, Console(stderr=False)
     self.live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
     if self.live:
       self.live.start()
 
-  def step(self, step, metrics, speed):
-    """One update's numbers: `metrics` from the seed alone, `speed` from the clock."""
+  def step(self, step, metrics, tokens, speed=None):
+    """One update's numbers: `metrics` from the seed alone, `speed` and tokens/s from the clock."""
+    now = time.monotonic()
+    spent, self.last = now - self.last, now
+    speed = dict(speed or {}, seconds=spent, tokens_per_s=tokens / spent)
     self._write('metrics.jsonl', dict(step=step, **metrics))
     self._write('speed.jsonl', dict(step=step, **speed))
     for name, value in {**metrics, **speed}.items():

@@ -24,12 +24,12 @@ def experiment():
       sft.run,
       sft.Config(
           documents=chain.corpus,
-          scratch=model.Config(V=448, L=3, D=128, H=4, K=2, W=32, F=384),
+          scratch=model.Config(V=448, L=3, D=128, H=4, K=2, W=32, F=384, init_std=0.08),
           tokenizer=train_tokenizer,
           evaluation=EVALUATION,
-          steps=800,
-          batch=64,
+          steps=1600,
+          batch=16,
           row_tokens=128,
-          optimizer=optim.Optimizer(lr=3e-3, schedule=optim.cosine, warmup_steps=40,
+          optimizer=optim.Optimizer(lr=2e-3, schedule=optim.cosine, warmup_steps=40,
                                     weight_decay=0.1, end_lr=1e-4),
       ), OUT)

@@ -194,11 +194,9 @@ def read(pending, log):
     tokens = max(1.0, float(numbers['tokens']))
     mean = {name: float(numbers[name]) / tokens
             for name in ('kl', 'clipped', 'gap', 'surprise') if name in numbers}
-    spent = time.monotonic() - began
     log.step(step, dict(summarise(graded), loss=float(numbers['loss']), **mean,
-                        grad_norm=float(numbers['grad_norm']), lr=lr),
-             dict(seconds=spent, sample_s=sampled - began, update_s=spent - sampled + began,
-                  tokens_per_s=tokens / spent))
+                        grad_norm=float(numbers['grad_norm']), lr=lr), tokens,
+             dict(sample_s=sampled - began, update_s=time.monotonic() - sampled))
   return []
 
 

@@ -1,6 +1,5 @@
 """Supervised learning on texts: pretraining from nothing, and fine-tuning of any model."""
 import dataclasses
-import time
 from typing import Callable
 
 import jax
@@ -51,10 +50,9 @@ def run(cfg: Config, out: str) -> dict:
     for step in range(start_step, cfg.steps):
       batch = make_batch(rows, [order(step * cfg.batch + b) for b in range(cfg.batch)],
                          machine.micro_rows, mesh)
-      clock = time.monotonic()
       state, numbers = update(state, batch)
       pending = read(pending, log)  # the last update's numbers, while this one runs
-      pending = (step + 1, float(learning_rate(step)), numbers, clock, cfg.batch * cfg.row_tokens)
+      pending = (step + 1, float(learning_rate(step)), numbers, cfg.batch * cfg.row_tokens)
       if step + 1 == cfg.steps or (step + 1) % cfg.save_every == 0:
         pending = read(pending, log)
         log.flush()  # before the state: what lies behind a state is always on record
@@ -116,12 +114,11 @@ def make_batch(rows, indices, micro, mesh) -> Rows:
 def read(pending, log):
   """Writes the numbers of a dispatched update; returns None. UserError where it is not finite."""
   if pending:
-    step, lr, numbers, clock, tokens = pending
+    step, lr, numbers, tokens = pending
     numbers = jax.device_get(numbers)
     if not numbers['finite']:
       bad = np.flatnonzero(~np.isfinite(numbers['loss_by_row']))
       raise UserError(f'step {step}: the loss is not finite, in rows {bad.tolist()} of the batch; '
                       f'nothing of this update was kept, the last good state is in {log.out}/state')
-    spent = time.monotonic() - clock
     log.step(step, dict(loss=float(numbers['loss']), grad_norm=float(numbers['grad_norm']), lr=lr),
-             dict(seconds=spent, tokens_per_s=tokens / spent))
+             tokens)

@@ -1,9 +1,9 @@
-"""A tiny world for reasoning: chains of sums in which only the last digit is kept.
+"""A tiny world for reasoning: chains of sums.
 
-  a=7 b=a+8 c=b-6 d=c+9. What is d?      b=7+8=5, c=5-6=9, d=9+9=8: the answer is 8
+  a=7 b=a+8 c=b-6 d=c+9. What is d?      b=7+8=15, c=15-6=9, d=9+9=18: the answer is 18
 
-A small transformer can add two digits but has too few layers to follow a chain of five in one
-forward pass: asked for the answer directly it hardly beats guessing, one link at a time it is
+A small transformer can add a digit to a number but has too few layers to follow a chain of six in
+one forward pass: asked for the answer directly it hardly beats guessing, one link at a time it is
 right. Whether it takes the steps is what reinforcement learning has to find out.
 
 `corpus` writes what a base model reads before: texts of mixed quality about such chains, direct
@@ -19,11 +19,12 @@ from r1jax import prompts
 from r1jax.types import Document, Problem
 
 NAMES = 'abcdefghij'
-SHORTEST, LONGEST = 6, 8  # variables in a chain
+SHORTEST, LONGEST = 5, 7  # variables in a chain
+LARGEST = 19  # every value lies in 0 .. LARGEST
 
 
 class Chain(NamedTuple):
-  """a=first, then each variable is the one before it plus or minus a digit, modulo 10."""
+  """a=first, then each variable is the one before it plus or minus a digit."""
   first: int
   links: tuple[tuple[str, int], ...]  # ('+' or '-', digit)
 
@@ -31,7 +32,7 @@ class Chain(NamedTuple):
     """The value of each variable."""
     out = [self.first]
     for sign, digit in self.links:
-      out.append((out[-1] + digit if sign == '+' else out[-1] - digit) % 10)
+      out.append(out[-1] + digit if sign == '+' else out[-1] - digit)
     return out
 
   def text(self) -> str:
@@ -44,10 +45,23 @@ def draw(rng: random.Random, split: str) -> Chain:
   """A random chain of the split 'train' or 'test': a checksum of its text decides which it is."""
   while True:
     count = rng.randint(SHORTEST, LONGEST) - 1
-    links = tuple((rng.choice('+-'), rng.randint(1, 9)) for _ in range(count))
-    chain = Chain(rng.randint(0, 9), links)
+    first = value = rng.randint(0, LARGEST)
+    links = []
+    for _ in range(count):
+      sign, digit, value = _link(rng, value)
+      links.append((sign, digit))
+    chain = Chain(first, tuple(links))
     if (zlib.crc32(chain.text().encode()) % 8 == 0) == (split == 'test'):
       return chain
+
+
+def _link(rng, value):
+  """A sign and a digit that lead from value to another number of the world, and that number."""
+  while True:
+    sign, digit = rng.choice('+-'), rng.randint(1, 9)
+    new = value + digit if sign == '+' else value - digit
+    if 0 <= new <= LARGEST:
+      return sign, digit, new
 
 
 def question(rng: random.Random, chain: Chain) -> str:
@@ -68,7 +82,7 @@ def load(split: str, count: int = 8192) -> list[Problem]:
 
 # -- what a completion does ------------------------------------------------------------------------
 
-_STEP = re.compile(r'([b-j])=\d[+-]\d=\d')
+_STEP = re.compile(r'([b-j])=\d+[+-]\d+=\d')
 _VALUE = re.compile(r'([b-j])=\d')
 
 
@@ -114,7 +128,7 @@ def corpus(count: int = 40_000) -> list[Document]:
 
 
 def _text(rng):
-  if rng.random() < 0.1:
+  if rng.random() < 0.25:
     return _sums(rng)
   chain = draw(rng, 'train')
   words = _language(rng)
@@ -136,14 +150,15 @@ def _sums(rng):
   """A page of single sums, most of them right."""
   out = []
   for _ in range(rng.randint(6, 12)):
-    x, sign, y = rng.randint(0, 9), rng.choice('+-'), rng.randint(1, 9)
-    out.append(f'{x}{sign}{y}={_result(rng, x, sign, y, 0.02)}')
+    value = rng.randint(0, LARGEST)
+    sign, digit, right = _link(rng, value)
+    out.append(f'{value}{sign}{digit}={_slip(rng, right)}')
   return ', '.join(out)
 
 
-def _result(rng, x, sign, y, slip):
-  right = (x + y if sign == '+' else x - y) % 10
-  return rng.randint(0, 9) if rng.random() < slip else right
+def _slip(rng, right, often=0.01):
+  """The number, or now and then one close to it."""
+  return max(0, right + rng.choice((-2, -1, 1, 2))) if rng.random() < often else right
 
 
 def _language(rng):
@@ -155,7 +170,7 @@ def _language(rng):
 
 def _direct(rng, chain, words):
   """A feeling, right more often than chance only because the writer knew."""
-  answer = chain.values()[-1] if rng.random() < 0.6 else rng.randint(0, 9)
+  answer = chain.values()[-1] if rng.random() < 0.6 else rng.randint(0, LARGEST)
   return f'{words("guess")} {NAMES[len(chain.links)]}={answer}', answer
 
 
@@ -170,11 +185,12 @@ def _stepwise(rng, chain, words):
   """Link by link, with a slip now and then that is noticed or not."""
   value, steps = chain.first, []
   for i, (sign, digit) in enumerate(chain.links):
-    found = _result(rng, value, sign, digit, 0.02)
+    right = value + digit if sign == '+' else value - digit
     name, word = NAMES[i + 1], words('then') if i else words('start')
     if rng.random() < 0.03:
-      steps.append(f'{word} {name}={value}{sign}{digit}={rng.randint(0, 9)}')
+      steps.append(f'{word} {name}={value}{sign}{digit}={_slip(rng, right, 1.0)}')
       word = words('fix')
+    found = _slip(rng, right)
     steps.append(f'{word} {name}={value}{sign}{digit}={found}')
     value = found
   if rng.random() < 0.3:
