@@ -110,7 +110,7 @@ def make_update(loss_fn, model, tx, mesh, micro):
 
   def update(state, batch):
     grads, sums, loss_by_row = accumulate(state.params, batch)
-    norm, total = optax.global_norm(grads), loss_by_row.sum()
+    norm, total = optax.tree.norm(grads), loss_by_row.sum()
     finite = jnp.isfinite(norm) & jnp.isfinite(total)
     changes, opt = tx.update(grads, state.opt, state.params)
     keep = lambda new, old: jnp.where(finite, new, old)

@@ -5,6 +5,7 @@ own keys and values live in a cache that grows in pieces, so that attention neve
 than has been written. The loop ends when every row of a device has ended.
 """
 import dataclasses
+from functools import partial
 import math
 
 import chex
@@ -51,34 +52,36 @@ def make_sampler(model, cfg: Sampling, eos_ids, G, mesh, pieces=1):
     prompt = Past(kv, jnp.arange(T)[None] < lengths_P[:, None])
     lengths_B = jnp.repeat(lengths_P, G)
 
-    def draw(i, hidden_B1D, alive_B, out):
+    def draw(i, u_B2, hidden_B1D, alive_B, out):
       logits_BV = model.logits(params, hidden_B1D)[:, 0]
-      token_B, logp_B = choose(cfg, jax.vmap(jax.random.fold_in, (0, None))(keys_B, i), logits_BV)
+      token_B, logp_B = choose(cfg, u_B2, logits_BV)
       tokens_CB, logp_CB, count_B = out
       out = (tokens_CB.at[i].set(jnp.where(alive_B, token_B, 0)),
              logp_CB.at[i].set(jnp.where(alive_B, logp_B, 0.0)), count_B + alive_B)
       return token_B, alive_B & (token_B[:, None] != eos_E[None]).all(axis=1), out
 
-    def step(state):
+    def step(start, u_IB2, state):
       i, token_B, alive_B, cache, out = state
       S = cache.k[0].shape[-1]
       written = Past(cache, jnp.arange(S)[None] < i - 1)
       hidden_B1D, fresh = model.apply(params, token_B[:, None], (lengths_B + i - 1)[:, None],
                                       past=(prompt, written))
-      # The cache is read before it is written, so that it is updated in place.
-      hidden_B1D, fresh = jax.lax.optimization_barrier((hidden_B1D, fresh))
-      token_B, alive_B, out = draw(i, hidden_B1D, alive_B, out)
-      return i + 1, token_B, alive_B, write(cache, fresh, i - 1), out
+      token_B, alive_B, out = draw(i, u_IB2[i - start], hidden_B1D, alive_B, out)
+      # A token is never negative: the slot is i - 1, and known only after every read of the cache,
+      # which lets XLA write in place. Otherwise it copies the cache for every token.
+      slot = jnp.minimum(i - 1, i - 1 + token_B[0])
+      return i + 1, token_B, alive_B, write(cache, fresh, slot), out
 
     out = (jnp.zeros((C, B), jnp.int32), jnp.zeros((C, B)), jnp.zeros(B, jnp.int32))
     first_B1D = jnp.repeat(last_hidden(hidden_PTD, lengths_P), G, axis=0)
-    state = (0, *draw(0, first_B1D, jnp.ones(B, bool), out))
-    i, (token_B, alive_B, out), cache = 1, state[1:], model.init_cache(B, 0)
+    token_B, alive_B, out = draw(0, uniforms(keys_B, 0, 1)[0], first_B1D, jnp.ones(B, bool), out)
+    i, cache, start = 1, model.init_cache(B, 0), 1
     for end in piece_ends(C, pieces):
-      cache = grow(cache, end)
       unfinished = lambda state, end=end: (state[0] < end) & state[2].any()
-      i, token_B, alive_B, cache, out = jax.lax.while_loop(unfinished, step,
-                                                           (i, token_B, alive_B, cache, out))
+      body = partial(step, start, uniforms(keys_B, start, end))
+      i, token_B, alive_B, cache, out = jax.lax.while_loop(
+          unfinished, body, (i, token_B, alive_B, grow(cache, end), out))
+      start = end
     tokens_CB, logp_CB, count_B = out
     back = lambda x_CB: x_CB.T.reshape(P, G, C)
     return back(tokens_CB), count_B.reshape(P, G), ~alive_B.reshape(P, G), back(logp_CB)
@@ -118,13 +121,19 @@ def write(cache, fresh, slot):
   return KV(jax.tree.map(put(-1), cache.k, fresh.k), jax.tree.map(put(-2), cache.v, fresh.v))
 
 
-def choose(cfg, keys_B, logits_BV):
+def uniforms(keys_B, start, end):
+  """Two uniform numbers a row for each of the draws start .. end - 1, float32 [end - start, B, 2]."""
+  draw = lambda key, i: jax.random.uniform(jax.random.fold_in(key, i), (2,))
+  return jax.vmap(jax.vmap(draw, (0, None)), (None, 0))(keys_B, jnp.arange(start, end))
+
+
+def choose(cfg, u_B2, logits_BV):
   """Draws one token a row; returns it and its log-probability, float32."""
   scaled_BV = logits_BV / (cfg.temperature or 1.0)
   if cfg.temperature == 0:
     token_B = jnp.argmax(logits_BV, axis=-1)
   else:
-    token_B = categorical(keys_B, keep_likeliest(scaled_BV, cfg.top_k, cfg.top_p))
+    token_B = categorical(u_B2, keep_likeliest(scaled_BV, cfg.top_k, cfg.top_p))
   picked_B1 = jnp.take_along_axis(scaled_BV, token_B[:, None], axis=-1)
   return token_B.astype(jnp.int32), picked_B1[:, 0] - jax.nn.logsumexp(scaled_BV, axis=-1)
 
@@ -148,8 +157,8 @@ def keep_likeliest(logits_BV, top_k=0, top_p=1.0):
   return logits_BV
 
 
-def categorical(keys_B, logits_BV):
-  """A draw from softmax(logits) a row, with the row's own key. Tokens of -inf are never drawn.
+def categorical(u_B2, logits_BV):
+  """A draw from softmax(logits) a row, from two uniform numbers. Tokens of -inf are never drawn.
 
   Inverse CDF in two levels, a block of tokens and then one in it: two uniform numbers a row where
   the Gumbel trick needs V, and the 2^-23 grain of a float32 uniform applies to each level alone.
@@ -159,7 +168,6 @@ def categorical(keys_B, logits_BV):
   blocks = -(-V // size)
   weights_BV = jnp.exp(logits_BV - logits_BV.max(axis=-1, keepdims=True))
   weights_BNM = jnp.pad(weights_BV, [(0, 0), (0, blocks * size - V)]).reshape(B, blocks, size)
-  u_B2 = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys_B)
   block_B = _inverse_cdf(weights_BNM.sum(axis=-1), u_B2[:, 0])
   inside_BM = jnp.take_along_axis(weights_BNM, block_B[:, None, None], axis=1)[:, 0]
   return block_B * size + _inverse_cdf(inside_BM, u_B2[:, 1])

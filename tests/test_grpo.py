@@ -1,0 +1,258 @@
+"""GRPO against numbers by hand, the papers' formulas in NumPy, and sums over all that can happen."""
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from r1jax import grpo, rollout, sharding
+from r1jax.stages import rl
+from r1jax.types import Rollout
+
+close = np.testing.assert_allclose
+
+
+# -- advantages ------------------------------------------------------------------------------------
+
+
+def test_advantages_by_hand():
+  rewards = [[0, 1, 0, 0], [2, 2, 0, 0]]  # means 1/4 and 1, variances 3/16 and 1
+  low, high = -0.5773503, 1.7320508  # -1/4 and 3/4 over sqrt(3/16)
+  close(grpo.group_advantages(rewards), [[low, high, low, low], [1, 1, -1, -1]], rtol=1e-5)
+  close(grpo.group_advantages(rewards, ddof=1)[0], [-0.5, 1.5, -0.5, -0.5], rtol=1e-5)
+  close(grpo.group_advantages(rewards, eps=1.0)[1], [0.5, 0.5, -0.5, -0.5])
+  assert grpo.group_advantages(rewards).dtype == np.float32
+
+
+@pytest.mark.parametrize('ddof', [0, 1])
+@pytest.mark.parametrize('reward', [0.0, 1.0, 0.1, 0.3, 1 / 3, 1e8 / 7, 0.1 + 0.2])
+def test_equal_rewards_have_advantage_exactly_zero(reward, ddof):
+  rewards = np.full((1, 7), reward, np.float32)
+  assert grpo.degenerate(rewards).all()
+  assert not grpo.group_advantages(rewards, ddof).any()
+  rewards[0, 3] = np.nextafter(rewards[0, 3], np.float32(np.inf))
+  assert not grpo.degenerate(rewards).any()
+
+
+# -- the loss --------------------------------------------------------------------------------------
+
+LN2 = float(np.log(2))
+
+
+def test_loss_by_hand():
+  """Three outputs of two tokens at most, ratios 2, 1/2 and 1, a clip at 0.8 and 1.5, beta 0.1.
+
+  output  A   ratios   -surrogate    pi_ref/pi   k3                     over 3 |o|
+  0       1   2, 1     -1.5, -1      1, 2        0, 2 - ln 2 - 1        / 6
+  1      -1   1/2, -   0.8           1           0                      / 3
+  2      -1   2, 1/2   2, 0.8        1/2, 1      1/2 + ln 2 - 1, 0      / 6
+  """
+  old = np.log([[0.1, 0.3], [0.4, 0.9], [0.2, 0.6]])
+  new = old + np.array([[LN2, 0], [-LN2, 7.0], [LN2, -LN2]])
+  ref = new + np.array([[0, LN2], [0, -3.0], [-LN2, 0]])
+  mask = np.array([[1, 1], [1, 0], [1, 1]], bool)
+  weights = grpo.sequence_mean(mask[None])[0]
+  objective = grpo.Objective(clip_low=0.2, clip_high=0.5, beta=0.1)
+  loss, sums = grpo.loss(objective, *map(jnp.float32, (new, old, ref, [1, -1, -1])), mask, weights)
+  close(loss, [(-2.5 + 0.1 * (1 - LN2)) / 6, 0.8 / 3, (2.8 + 0.1 * (LN2 - 0.5)) / 6], rtol=1e-5)
+  close(sums['clipped'], 3)  # the 2 of output 0, and the 1/2 of outputs 1 and 2
+  close(sums['tokens'], 5)
+  close(sums['gap'], 4 * LN2, rtol=1e-6)
+  close(sums['kl'], 0.5, rtol=1e-5)  # 1 - ln 2 + ln 2 - 1/2
+  close(sums['surprise'], -(new * mask).sum(), rtol=1e-6)
+
+
+def token_form(new, old, ref, advantages, lengths, low, high, beta):
+  """DeepSeekMath, arXiv 2402.03300, eq. 3-4, to be maximised; float64, an output at a time."""
+  total = 0.0
+  for i, length in enumerate(lengths):
+    inner = 0.0
+    for t in range(length):
+      ratio = np.exp(new[i, t]) / np.exp(old[i, t])
+      clipped = min(max(ratio, 1 - low), 1 + high)
+      to_ref = np.exp(ref[i, t]) / np.exp(new[i, t])
+      kl = to_ref - np.log(to_ref) - 1
+      inner += min(ratio * advantages[i], clipped * advantages[i]) - beta * kl
+    total += inner / length
+  return total / len(lengths)
+
+
+def sequence_form(new, old, ref, advantages, lengths, low, high, beta):
+  """DeepSeek-R1, arXiv 2501.12948, eq. 1-2 as printed: pi(o|q) is the probability of an output."""
+  total = 0.0
+  for i, length in enumerate(lengths):
+    p_new, p_old, p_ref = (np.prod(np.exp(x[i, :length])) for x in (new, old, ref))
+    ratio = p_new / p_old
+    clipped = min(max(ratio, 1 - low), 1 + high)
+    kl = p_ref / p_new - np.log(p_ref / p_new) - 1
+    total += min(ratio * advantages[i], clipped * advantages[i]) - beta * kl
+  return total / len(lengths)
+
+
+def drawn(seed=0, B=24, C=6):
+  """Log-probabilities of three policies a few tenths apart, advantages, lengths from 1 to C."""
+  rng = np.random.default_rng(seed)
+  old = -rng.uniform(0.2, 3.0, (B, C))
+  new, ref = (old + rng.normal(0, 0.5, (B, C)) for _ in range(2))
+  return new, old, ref, rng.normal(size=B), rng.integers(1, C + 1, B).tolist()
+
+
+@pytest.mark.parametrize('level, formula', [(grpo.per_token, token_form),
+                                            (grpo.per_sequence, sequence_form)])
+@pytest.mark.parametrize('low, high', [(0.2, 0.2), (0.1, 0.4), (10, 10)])
+def test_loss_is_the_papers_formula(level, formula, low, high):
+  new, old, ref, advantages, lengths = drawn()
+  objective = grpo.Objective(clip_low=low, clip_high=high, beta=0.3, level=level)
+  mask = np.arange(6) < np.array(lengths)[:, None]
+  args = [jnp.float32(x) for x in (new, old, ref, advantages)]
+  weights = grpo.sequence_mean(mask[None])[0]
+  loss, sums = jax.jit(lambda *x: grpo.loss(objective, *x))(*args, mask, weights)
+  close(loss.sum(), -formula(new, old, ref, advantages, lengths, low, high, 0.3), rtol=2e-5)
+  if high < 1:  # the draw has both signs of the advantage beyond both ends of the clip
+    log_ratio = (new - old) * mask
+    log_ratio = log_ratio.sum(1, keepdims=True) * mask if formula is sequence_form else log_ratio
+    sides = {(bool(r > 0), bool(a > 0)) for row, a in zip(log_ratio, advantages) for r in row
+             if r > np.log(1 + high) or r < np.log(1 - low)}
+    assert len(sides) == 4
+    assert 0 < sums['clipped'] < sums['tokens']
+
+
+def test_gradient_where_the_policy_has_not_moved():
+  """A_t + beta (pi_ref / pi - 1) for each token's log-probability: DeepSeekMath eq. 21."""
+  new, _, ref, advantages, lengths = drawn()
+  mask = np.arange(6) < np.array(lengths)[:, None]
+  weights = grpo.sequence_mean(mask[None])[0]
+  objective = grpo.Objective(beta=0.3)
+  total = lambda x: grpo.loss(objective, x, *args, mask, weights)[0].sum()
+  args = [jnp.float32(x) for x in (new, ref, advantages)]
+  want = advantages[:, None] + 0.3 * (np.exp(ref - new) - 1)
+  close(jax.grad(total)(jnp.float32(new)), -want * weights, rtol=1e-4, atol=1e-7)
+
+
+def test_what_stands_after_the_end_does_not_matter():
+  new, old, ref, advantages, lengths = drawn()
+  mask = np.arange(6) < np.array(lengths)[:, None]
+  weights = grpo.token_mean(mask[None])[0]
+
+  @jax.jit
+  def value_and_grad(*logps):
+    total = lambda x: grpo.loss(grpo.Objective(beta=0.3), x, *logps[1:], jnp.float32(advantages),
+                                mask, weights)[0].sum()
+    return jax.value_and_grad(total)(logps[0])
+
+  clean = value_and_grad(*(jnp.float32(np.where(mask, x, -1.0)) for x in (new, old, ref)))
+  wild = value_and_grad(*(jnp.float32(np.where(mask, x, y))
+                          for x, y in ((new, -50.0), (old, -0.01), (ref, -9.0))))
+  jax.tree.map(np.testing.assert_array_equal, clean, wild)
+
+
+def test_parts_add_up_to_the_whole():
+  new, old, ref, advantages, lengths = drawn()
+  mask = np.arange(6) < np.array(lengths)[:, None]
+  for aggregate in (grpo.sequence_mean, grpo.token_mean, grpo.sequence_sum):
+    rows = [jnp.asarray(x) for x in (*map(np.float32, (new, old, ref, advantages)), mask,
+                                     aggregate(mask[None])[0])]
+    loss = jax.jit(lambda *x: grpo.loss(grpo.Objective(), *x))
+    whole, sums = loss(*rows)
+    parts = [loss(*(x[part] for x in rows)) for part in (slice(0, 7), slice(7, 24))]
+    close(np.concatenate([p[0] for p in parts]), whole, rtol=1e-6)
+    for name in sums:
+      close(sum(p[1][name] for p in parts), sums[name], rtol=1e-6)
+
+
+def test_without_a_reference_there_is_no_kl():
+  new, old, _, advantages, _ = drawn()
+  args = [jnp.float32(x) for x in (new, old)]
+  ones = np.ones_like(new, np.float32)
+  loss, sums = grpo.loss(grpo.Objective(beta=0), *args, None, jnp.float32(advantages), ones > 0, ones)
+  assert 'kl' not in sums
+  zero = grpo.loss(grpo.Objective(beta=0), *args, args[0] - 1, jnp.float32(advantages), ones > 0,
+                   ones)[0]
+  close(loss, zero)
+
+
+# -- KL --------------------------------------------------------------------------------------------
+
+
+def test_estimators_by_hand():
+  log_ref = jnp.array([0.0, LN2, -LN2])
+  close(grpo.k1(log_ref), [0, -LN2, LN2], rtol=1e-6)
+  close(grpo.k2(log_ref), [0, 0.2402265, 0.2402265], rtol=1e-5)
+  close(grpo.k3(log_ref), [0, 0.3068528, 0.1931472], rtol=1e-5)
+
+
+def test_expected_estimators_and_their_gradients():
+  """Over all of a vocabulary of five: E_pi k, and E_pi grad k, the sampled tokens being constants."""
+  theta, reference = jnp.array([0.5, -1.0, 0.2, 1.5, -0.3]), jnp.array([0.1, 0.4, -0.7, 0.9, 0.0])
+  ref = jax.nn.log_softmax(reference)
+  pi = jax.nn.softmax(theta)
+
+  def kl(theta):
+    logp = jax.nn.log_softmax(theta)
+    return (jnp.exp(logp) * (logp - ref)).sum()
+
+  def expected(estimator, theta):
+    return (pi * estimator(ref - jax.nn.log_softmax(theta))).sum()
+
+  reverse = lambda theta: -(jnp.exp(ref) * jax.nn.log_softmax(theta)).sum()
+  value, gradient = jax.value_and_grad(kl)(theta)
+  k1, k2, k3 = (jax.value_and_grad(lambda x, k=k: expected(k, x))(theta)
+                for k in (grpo.k1, grpo.k2, grpo.k3))
+  close(k1[0], value, rtol=1e-5)
+  close(k3[0], value, rtol=1e-5)
+  assert abs(k2[0] - value) > 0.01 * value  # biased as a value
+  close(k2[1], gradient, atol=1e-6)  # and right as a loss term
+  close(k1[1], np.zeros(5), atol=1e-6)  # as a loss term k1 is noise
+  close(k3[1], jax.grad(reverse)(theta), atol=1e-6)  # k3 pulls as KL(ref || pi) does,
+  near = lambda k: jax.grad(lambda x: expected_at(k, x, ref))(reference + 0.01 * theta)
+  close(near(grpo.k3), near(grpo.k2), atol=2e-4)  # which near the reference is the same
+  assert abs(near(grpo.k2)).max() > 1e-3
+
+
+def expected_at(estimator, theta, ref):
+  """E_pi of the estimator, pi held constant."""
+  logp = jax.nn.log_softmax(theta)
+  return (jax.lax.stop_gradient(jnp.exp(logp)) * estimator(ref - logp)).sum()
+
+
+def test_k1_is_refused_as_a_loss_term():
+  with pytest.raises(ValueError, match='k1.*k3 or k2'):
+    grpo.Objective(kl=grpo.k1)
+  with pytest.raises(ValueError, match='k1'):
+    dataclasses.replace(grpo.Objective(), kl=grpo.k1)
+
+
+# -- aggregation -----------------------------------------------------------------------------------
+
+MASK = np.arange(4) < np.array([[4, 1], [2, 3]])[..., None]
+
+
+def test_aggregations_weigh_as_they_say():
+  close(grpo.sequence_mean(MASK).sum(-1), [[1 / 4, 1 / 4], [1 / 4, 1 / 4]])
+  close(grpo.sequence_mean(MASK)[1, 1], [1 / 12, 1 / 12, 1 / 12, 0], rtol=1e-6)
+  close(grpo.token_mean(MASK), MASK / 10, rtol=1e-6)
+  close(grpo.sequence_sum(MASK), MASK / 16, rtol=1e-6)
+  for aggregate in (grpo.sequence_mean, grpo.token_mean, grpo.sequence_sum):
+    assert aggregate(MASK).dtype == np.float32
+    assert np.isfinite(aggregate(np.zeros_like(MASK))).all()
+
+
+@pytest.mark.parametrize('aggregate, weight', [(grpo.sequence_sum, 1 / (4 * 64)),
+                                               (grpo.token_mean, 1 / 10)])
+def test_weights_are_of_the_budget_and_not_of_the_bucket(aggregate, weight):
+  """Completions of 4 tokens at most, of a budget of 64, are trained on in arrays of 16."""
+  lengths = MASK.sum(-1).astype(np.int32)
+  samples = Rollout(np.zeros((2, 3), np.int32), np.full(2, 3, np.int32),
+                    np.zeros((2, 2, 64), np.int32), lengths, lengths < 4,
+                    np.zeros((2, 2, 64), np.float32))
+  graded = rollout.Graded(samples, [], [], {}, np.array([[0, 1], [1, 1]], np.float32), [])
+  machine = sharding.Machine(data=1, micro_rows=1, pieces=4)
+  cfg = rl.Config(init='', problems=None, evaluation=None, group=2,
+                  objective=grpo.Objective(aggregate=aggregate))
+  batch = rl.make_batch(cfg, graded, machine, sharding.make_mesh(machine))
+  assert batch.tokens_PGC.shape == (4, 1, 16)
+  weights = np.asarray(batch.weights_PGC).reshape(2, 2, 16)
+  close(weights[..., :4], MASK * weight, rtol=1e-6)
+  assert not weights[..., 4:].any()
+  close(np.asarray(batch.advantages_PG).ravel(), [-1, 1, 0, 0], rtol=1e-5)

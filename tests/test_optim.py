@@ -1,0 +1,189 @@
+"""The optimizer by hand, and updates that do not depend on how the work is spread."""
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from r1jax import grpo, optim, packing, rollout, sharding
+from r1jax import losses as losses_lib
+from r1jax.optim import Optimizer
+from r1jax.sharding import Machine
+from r1jax.stages import rl, sft
+from r1jax.types import Rollout
+
+close, same = np.testing.assert_allclose, np.testing.assert_array_equal
+
+# -- the chain -------------------------------------------------------------------------------------
+
+
+def test_schedules_by_hand():
+  rate = optim.learning_rate(Optimizer(lr=1.0, schedule=optim.cosine, warmup_steps=2, end_lr=0.1), 6)
+  middle = 0.1 + 0.9 * (1 + np.cos(np.pi / 4)) / 2
+  close([rate(i) for i in range(8)], [0, 0.5, 1, middle, 0.55, 1.1 - middle, 0.1, 0.1], rtol=1e-5)
+  rate = optim.learning_rate(Optimizer(lr=2.0, warmup_steps=4), 100)
+  close([rate(i) for i in (0, 1, 3, 4, 99)], [0, 0.5, 1.5, 2, 2])
+  assert optim.learning_rate(Optimizer(lr=2.0), 100)(0) == 2
+
+
+def adamw(cfg, rates, params, grads):
+  """AdamW, arXiv 1711.05101 algorithm 2, behind a clip of the global norm; float64."""
+  first, second = ({k: np.zeros_like(x) for k, x in params.items()} for _ in range(2))
+  for t, (rate, grad) in enumerate(zip(rates, grads), 1):
+    norm = np.sqrt(sum((g**2).sum() for g in grad.values()))
+    for k, g in grad.items():
+      g = g * min(1, cfg.clip_norm / norm)
+      first[k] = cfg.b1 * first[k] + (1 - cfg.b1) * g
+      second[k] = cfg.b2 * second[k] + (1 - cfg.b2) * g**2
+      step = first[k] / (1 - cfg.b1**t) / (np.sqrt(second[k] / (1 - cfg.b2**t)) + cfg.eps)
+      decay = 0 if k.endswith(('norm', 'bias')) else cfg.weight_decay
+      params = {**params, k: params[k] - rate * (step + decay * params[k])}
+  return params
+
+
+def test_five_steps_are_those_of_adamw():
+  rng = np.random.default_rng(0)
+  shapes = {'o': (3, 4), 'attn_norm': (4,), 'qkv_bias': (2, 2)}
+  draw = lambda scale: {k: scale * rng.normal(size=s) for k, s in shapes.items()}
+  params, grads = draw(1.0), [draw(scale) for scale in (0.01, 3, 0.1, 10, 0.3)]
+  cfg = Optimizer(lr=0.1, warmup_steps=2, weight_decay=0.2, clip_norm=1.5, eps=1e-3)
+  tx = optim.chain(cfg, 5)
+  single = lambda tree: {k: jnp.float32(x) for k, x in tree.items()}
+
+  @jax.jit
+  def step(params, opt, grad):
+    changes, opt = tx.update(grad, opt, params)
+    return optax.apply_updates(params, changes), opt
+
+  got, opt = single(params), tx.init(single(params))
+  for grad in grads:
+    got, opt = step(got, opt, single(grad))
+  want = adamw(cfg, [0, 0.05, 0.1, 0.1, 0.1], params, grads)
+  for k in want:
+    close(got[k], want[k], rtol=1e-5, atol=1e-6)
+
+
+def test_norms_and_biases_do_not_decay(tiny):
+  _, params = tiny(qkv_bias=True, qk_norm=True, tied=False)
+  tx = optim.chain(Optimizer(lr=1.0, weight_decay=0.25), 10)
+  changes, _ = jax.jit(tx.update)(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+  layers = changes.pop('layers')
+  decayed = {k for k, x in {**changes, **layers}.items() if jnp.abs(x).max() > 0}
+  assert decayed == {'embed', 'head', 'qkv', 'o', 'gate_up', 'down'}
+  close(layers['o'], -0.25 * params['layers']['o'], rtol=1e-6)
+
+
+# -- updates ---------------------------------------------------------------------------------------
+
+P, G, T, C = 4, 4, 5, 8
+CFG = rl.Config(init='', problems=None, evaluation=None, batch=P, group=G, steps=10,
+                objective=grpo.Objective(beta=0.2), optimizer=Optimizer(lr=1e-2))
+
+
+def graded():
+  """P x G completions of random tokens and lengths, with log-probabilities near the policy's."""
+  rng = np.random.default_rng(0)
+  integers = lambda low, high, shape: rng.integers(low, high, shape).astype(np.int32)
+  samples = Rollout(integers(0, 37, (P, T)), integers(1, T + 1, P), integers(0, 37, (P, G, C)),
+                    integers(1, C + 1, (P, G)), np.ones((P, G), bool),
+                    rng.normal(-3, 0.5, (P, G, C)).astype(np.float32))
+  return rollout.Graded(samples, [], [], {}, rng.random((P, G)).astype(np.float32), [])
+
+
+def ready(model, params, micro_rows, loss=None, **axes):
+  """(update, state, batch) of the RL loss; `loss` puts another log-probability at one token."""
+  machine = Machine(micro_rows=micro_rows, pieces=1, logp_chunk=0, **axes)
+  mesh = sharding.make_mesh(machine)
+  update, reference_logp, tx = rl.make_steps(CFG, model, machine, mesh)
+  where = sharding.shardings(model.axes(), params, mesh)
+  params = jax.tree.map(lambda x, s: jax.device_put(np.asarray(x), s), params, where)
+  part = graded()
+  if loss is not None:
+    part.rollout.logp_PGC[2, 1, 0] = loss
+  batch = rl.make_batch(CFG, part, machine, mesh)
+  batch = batch._replace(logp_ref_PGC=reference_logp(params, batch))
+  return update, optim.init(tx, params), batch
+
+
+@pytest.fixture(scope='module')
+def gradient(tiny):
+  """micro_rows, mesh axes -> (gradient, numbers) of one update with the RL loss."""
+  model, params = tiny()
+
+  @functools.cache
+  def run(micro_rows, **axes):
+    with pytest.MonkeyPatch.context() as patch:  # a step of 1 against the gradient, whole
+      patch.setattr(optim, 'chain', lambda *_: optax.sgd(1.0))
+      update, state, batch = ready(model, params, micro_rows, **axes)
+    state, numbers = jax.device_get(update(state, batch))
+    return jax.tree.map(lambda new, old: np.asarray(old) - new, state.params, params), numbers
+
+  return run
+
+
+def check_equal(got, want):
+  jax.tree.map(lambda a, b: close(a, b, atol=1e-5, rtol=1e-5), got[0], want[0])
+  rows = want[1]['loss_by_row'].size
+  for name in ('loss', 'grad_norm', 'kl', 'clipped', 'gap', 'surprise', 'tokens'):
+    close(got[1][name], want[1][name], rtol=1e-5, err_msg=name)
+  close(got[1]['loss_by_row'].ravel()[:rows], want[1]['loss_by_row'], atol=1e-5)
+
+
+@pytest.mark.parametrize('micro_rows', [1, 2, 8])
+def test_the_gradient_does_not_change_with_the_micro_batch(gradient, micro_rows):
+  check_equal(gradient(micro_rows, data=1), gradient(16, data=1))
+
+
+@pytest.mark.parametrize('axes', [dict(data=2), dict(data=4), dict(data=8), dict(data=2, fsdp=2),
+                                  dict(data=2, tensor=2), dict(data=2, fsdp=2, tensor=2)], ids=str)
+def test_the_gradient_does_not_change_with_the_mesh(gradient, axes):
+  check_equal(gradient(4, **axes), gradient(16, data=1))
+
+
+def test_the_gradient_is_not_trivial(gradient):
+  grads, numbers = gradient(16, data=1)
+  assert all(np.abs(g).max() > 1e-3 for g in jax.tree.leaves(grads))
+  assert 0 < numbers['clipped'] < numbers['tokens'] == graded().rollout.lengths_PG.sum()
+  close(numbers['grad_norm'], np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(grads))), rtol=1e-4)
+
+
+@pytest.mark.parametrize('value', [np.nan, -np.inf])
+def test_an_update_that_is_not_finite_changes_nothing(tiny, value):
+  update, state, batch = ready(*tiny(), micro_rows=4, loss=value, data=2)
+  before = jax.tree.map(np.array, state)  # a copy: the update takes the state's memory
+  state, numbers = jax.device_get(update(state, batch))
+  assert not numbers['finite']
+  jax.tree.map(same, state, before)
+  assert np.flatnonzero(~np.isfinite(numbers['loss_by_row'])).tolist() == [2 * G + 1]
+
+
+def test_a_finite_update_changes_everything(tiny):
+  update, state, batch = ready(*tiny(), micro_rows=4, data=2)
+  before = jax.tree.map(np.array, state)
+  state, numbers = jax.device_get(update(state, batch))
+  assert numbers['finite'] and state.step == before.step + 1
+  jax.tree.map(lambda a, b: close(abs(a - b).max(), 1e-2, rtol=0.02), state.params, before.params)
+
+
+def test_the_supervised_gradient_does_not_change_with_the_mesh(tiny):
+  model, params = tiny()
+  rng = np.random.default_rng(0)
+  documents = [(rng.integers(0, 37, n).tolist(), 1) for n in rng.integers(2, 12, 20)]
+  rows = packing.pack(documents, 12)
+  indices = range(7)  # not a multiple of anything: rows of padding must weigh nothing
+
+  def run(micro, data):
+    mesh = sharding.make_mesh(Machine(data=data))
+    loss = lambda params, part: losses_lib.cross_entropy(model, params, part)
+    update = optim.make_update(loss, model, optax.sgd(1.0), mesh, micro)
+    where = sharding.shardings(model.axes(), params, mesh)
+    there = jax.tree.map(lambda x, s: jax.device_put(np.asarray(x), s), params, where)
+    batch = sft.make_batch(rows, indices, micro, mesh)
+    close(np.asarray(batch.weights_BT).sum(), 1, rtol=1e-6)
+    return jax.device_get(update(optim.init(optax.sgd(1.0), there), batch))
+
+  (want, numbers), (got, others) = run(7, 1), run(2, 4)
+  jax.tree.map(lambda a, b: close(a, b, atol=1e-5, rtol=1e-5), got.params, want.params)
+  close(others['loss'], numbers['loss'], rtol=1e-5)

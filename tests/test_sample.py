@@ -1,0 +1,198 @@
+"""Sampling: the tokens, their log-probabilities and where they end; the same whatever the batch."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from r1jax import losses, sample, sharding
+from r1jax.sample import Sampling
+from r1jax.sharding import Machine
+from r1jax.types import UserError
+
+close, same = np.testing.assert_allclose, np.testing.assert_array_equal
+P, G, T, C = 4, 4, 6, 40
+EOS = {0, 7}  # a set, and the one is also what padding is made of
+NUMBERS, LENGTHS = np.arange(P, dtype=np.int32), np.array([3, 6, 1, 4], np.int32)
+PROMPTS = np.where(np.arange(T) < LENGTHS[:, None],
+                   np.random.default_rng(0).integers(0, 37, (P, T)), 0).astype(np.int32)
+
+
+def draw(model, params, cfg, eos=EOS, data=1, pieces=1, rows=NUMBERS, prompts=PROMPTS,
+         lengths=LENGTHS):
+  """tokens_PGC, lengths_PG, finished_PG, logp_PGC."""
+  mesh = sharding.make_mesh(Machine(data=data))
+  sampler = sample.make_sampler(model, cfg, eos, G, mesh, pieces)
+  args = sharding.put_rows((rows, prompts, lengths), mesh)
+  return jax.device_get(sampler(params, jax.random.key(5), *args))
+
+
+@pytest.fixture(scope='module')
+def drawn(tiny):
+  return draw(*tiny(), Sampling(C, temperature=0.8))
+
+
+def teacher_forced(model, params, tokens, temperature):
+  run = lambda p: losses.completion_logp(model, model.split(p), PROMPTS, LENGTHS, tokens, temperature)
+  return np.asarray(jax.jit(run)(params))
+
+
+def test_completions_end_with_an_eos_and_zeros_follow(drawn):
+  tokens, lengths, finished, logp = drawn
+  assert tokens.shape == logp.shape == (P, G, C) and lengths.shape == finished.shape == (P, G)
+  last = set()
+  for row, n, done, lp in zip(tokens.reshape(-1, C), lengths.ravel(), finished.ravel(),
+                              logp.reshape(-1, C)):
+    ends = np.flatnonzero(np.isin(row, sorted(EOS)))
+    if done:
+      assert ends[0] == n - 1  # the first EOS is kept and counted, an EOS of id 0 too
+      last.add(int(row[n - 1]))
+    else:
+      assert n == C and not len(ends)
+    assert not row[n:].any() and not lp[n:].any() and (lp[:n] < 0).all()
+  assert last == EOS and 0 < finished.mean() < 1 and len(set(lengths.ravel())) > 5
+
+
+def test_log_probabilities_are_those_of_training(tiny, drawn):
+  tokens, lengths, _, logp = drawn
+  want = teacher_forced(*tiny(), tokens, 0.8)
+  mask = np.arange(C) < lengths[..., None]
+  close(logp[mask], want[mask], atol=1e-5)
+
+
+def test_a_problem_draws_the_same_in_any_batch(tiny, drawn):
+  order, numbers = np.array([2, 0, 1, 0]), np.array([2, 0, 77, 5], np.int32)
+  tokens, lengths, _, logp = draw(*tiny(), Sampling(C, temperature=0.8), rows=numbers,
+                                  prompts=PROMPTS[order], lengths=LENGTHS[order])
+  for here, there in ((0, 2), (1, 0)):
+    same(tokens[here], drawn[0][there])
+    same(lengths[here], drawn[1][there])
+    close(logp[here], drawn[3][there], atol=1e-5)
+  assert (tokens[2] != drawn[0][1]).any()  # the same prompt as another problem,
+  assert (tokens[3] != tokens[1]).any()  # and twice in a batch, as two problems
+  assert len({row.tobytes() for row in drawn[0][0]}) == G  # and the completions of one differ
+
+
+@pytest.mark.parametrize('how', [dict(pieces=3), dict(data=4)], ids=str)
+def test_pieces_and_devices_change_no_token(tiny, drawn, how):
+  tokens, lengths, finished, logp = draw(*tiny(), Sampling(C, temperature=0.8), **how)
+  for a, b in zip((tokens, lengths, finished), drawn):
+    same(a, b)
+  close(logp, drawn[3], atol=1e-5)
+
+
+def test_greedy_takes_the_likeliest_token_of_the_whole_pass(tiny):
+  model, params = tiny()
+  tokens, lengths, _, logp = draw(model, params, Sampling(8, temperature=0), eos={7})
+  same(tokens, np.repeat(tokens[:, :1], G, axis=1))
+  assert np.isfinite(logp).all()
+  want = teacher_forced(model, params, tokens, 1.0)
+  mask = np.arange(8) < lengths[..., None]
+  close(logp[mask], want[mask], atol=1e-5)
+
+  whole = np.zeros((P, T + 8), np.int32)
+  for p, n in enumerate(LENGTHS):
+    whole[p, :n], whole[p, n:n + 8] = PROMPTS[p, :n], tokens[p, 0]
+  split = model.split(params)
+  hidden = jax.jit(lambda x: model.apply(split, x, jnp.arange(T + 8)[None])[0])(whole)
+  best = np.argmax(model.logits(params, hidden), axis=-1)
+  for p, n in enumerate(LENGTHS):
+    m = lengths[p, 0]
+    same(tokens[p, 0, :m], best[p, n - 1:n - 1 + m])
+
+
+@pytest.mark.parametrize('wish, steps', [(1e9, 1), (0.0, None), (-1e9, C)])
+def test_the_loop_ends_with_the_last_row(tiny, wish, steps, monkeypatch):
+  """Forward passes are counted as they run: with an EOS that is certain, possible, impossible."""
+  model, params = tiny()
+  counted = []
+
+  def logits(params, hidden):
+    jax.debug.callback(lambda: counted.append(1))
+    return model.logits(params, hidden).at[..., jnp.array(sorted(EOS))].add(wish)
+
+  # Under shard_map over some of a mesh's axes there are no callbacks.
+  monkeypatch.setattr(sharding, 'over_data', lambda f, *_: f)
+  out = draw(model._replace(logits=logits), params, Sampling(C), pieces=3)
+  jax.effects_barrier()
+  assert len(counted) == out[1].max() == (steps or out[1].max())
+
+
+# -- one draw --------------------------------------------------------------------------------------
+
+
+def test_categorical_draws_from_the_softmax():
+  """Pearson's statistic over 30,000 rows; a token of -inf is never drawn."""
+  n, V = 30_000, 23
+  rng = np.random.default_rng(1)
+  logits = rng.normal(0, 1.5, V).astype(np.float32)
+  logits[[0, 4, 9, 22, *range(16, 20)]] = -np.inf  # both ends too, and much in a row
+  draws = jax.jit(sample.categorical)(np.float32(rng.random((n, 2))), np.broadcast_to(logits, (n, V)))
+  count = np.bincount(draws, minlength=V)
+  assert count.shape == (V,) and not count[np.isinf(logits)].any()
+  weight = np.exp(logits.astype(np.float64))
+  expected = (n * weight / weight.sum())[weight > 0]
+  statistic = ((count[weight > 0] - expected)**2 / expected).sum()
+  assert statistic < 36.1  # 14 degrees of freedom: one seed in a thousand is above
+
+
+@pytest.mark.parametrize('V', [1, 2, 23, 1000])
+def test_categorical_at_the_edges(V):
+  """With the lowest and the highest of uniform numbers, no token of weight 0 is drawn."""
+  u = np.array([[a, b] for a in (0, 1 - 2**-24) for b in (0, 0.5, 1 - 2**-24)], np.float32)
+  alone = np.full((3, 6, V), -np.inf, np.float32)
+  for i, token in enumerate((0, V // 2, V - 1)):
+    alone[i, :, token] = -80.0  # and unlikely in itself
+    assert (jax.jit(sample.categorical)(u, alone[i]) == token).all()
+  flat = np.asarray(jax.jit(sample.categorical)(u, np.zeros((6, V), np.float32)))
+  assert flat[0] == 0 and flat[-1] == V - 1
+
+
+def test_uniform_numbers_are_of_the_row_and_the_step_alone():
+  """In whatever pieces they are drawn; and they are what `fold_in` of each gives."""
+  keys = jax.random.split(jax.random.key(0), 3)
+  whole = sample.uniforms(keys, 0, 6)
+  same(np.concatenate([sample.uniforms(keys, 0, 2), sample.uniforms(keys, 2, 6)]), whole)
+  same(sample.uniforms(keys[1:2], 4, 5)[0, 0], whole[4, 1])
+  assert whole.shape == (6, 3, 2) and len(np.unique(whole)) == whole.size
+
+
+LOGITS = np.log(np.array([[0.1, 0.5, 0.15, 0.25]], np.float32))
+
+
+@pytest.mark.parametrize('top_k, top_p, kept', [
+    (0, 1.0, [0, 1, 2, 3]), (1, 1.0, [1]), (2, 1.0, [1, 3]), (4, 1.0, [0, 1, 2, 3]),
+    (9, 1.0, [0, 1, 2, 3]), (0, 0.4, [1]), (0, 0.6, [1, 3]), (0, 0.8, [1, 2, 3]),
+    (0, 0.95, [0, 1, 2, 3]), (0, 1e-9, [1]),
+    (2, 0.6, [1]),  # of the two likeliest, the first has two thirds
+])  # yapf: disable
+def test_the_likeliest_are_kept(top_k, top_p, kept):
+  got = np.asarray(sample.keep_likeliest(jnp.asarray(LOGITS), top_k, top_p))
+  assert np.flatnonzero(np.isfinite(got[0])).tolist() == kept
+  same(got[0, kept], LOGITS[0, kept])
+
+
+def test_ties_with_the_last_one_are_kept():
+  logits = jnp.array([[1.0, 2.0, 1.0, 0.0]])
+  assert np.isfinite(sample.keep_likeliest(logits, top_k=2)).tolist() == [[True, True, True, False]]
+
+
+def test_log_probabilities_are_of_the_whole_distribution():
+  """Of softmax(logits / temperature), whatever was cut off before the draw."""
+  token, logp = sample.choose(Sampling(temperature=0.5, top_k=1), jnp.array([[0.9, 0.9]]),
+                              jnp.asarray(LOGITS))
+  same(token, [1])
+  close(logp, np.log([0.25 / (0.01 + 0.25 + 0.0225 + 0.0625)]), rtol=1e-5)
+
+
+def test_pieces_of_the_cache():
+  assert sample.piece_ends(40, 1) == [40]
+  assert sample.piece_ends(40, 3) == [16, 32, 40]
+  assert sample.piece_ends(1024, 4) == [256, 512, 768, 1024]
+  assert sample.piece_ends(5, 4) == [5]
+
+
+@pytest.mark.parametrize('bad', [dict(max_tokens=0), dict(temperature=-1), dict(top_p=0),
+                                 dict(top_p=1.1), dict(top_k=-1)])
+def test_settings_without_sense_are_refused(bad):
+  with pytest.raises(UserError, match='makes no sense'):
+    Sampling(**bad)
