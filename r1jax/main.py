@@ -30,11 +30,12 @@ def load_experiment(file) -> tuple[Stage, ...]:
   top = next((p.parent for p in file.absolute().parents if p.name == 'experiments'), file.parent)
   sys.path.insert(0, str(top))  # experiments import one another
   try:
-    found = runpy.run_path(str(file))['experiment']()
+    experiment = runpy.run_path(str(file)).get('experiment')
+    if not experiment:
+      raise UserError(f'{file} has no function experiment() that returns a Stage')
+    found = experiment()
   except UserError:
     raise
-  except KeyError as error:
-    raise UserError(f'{file} has no function {error} that returns a Stage') from error
   except Exception as error:
     last = traceback.extract_tb(error.__traceback__)[-1]
     raise UserError(f'{file} raised {type(error).__name__}: {error} (line {last.lineno} of '
@@ -152,7 +153,10 @@ def commit():
 
 
 def use_compilation_cache():
-  """Keeps compiled programs in ~/.cache/r1jax, one folder a kind of processor: they are native."""
+  """Keeps compiled programs in ~/.cache/r1jax, one folder a kind of processor: they are native.
+  A cache that is set already, as by JAX_COMPILATION_CACHE_DIR, stays."""
+  if jax.config.jax_compilation_cache_dir:
+    return
   try:
     cpu = ''.join(sorted(set(pathlib.Path('/proc/cpuinfo').read_text().split('\n\n')[0].split())))
   except OSError:

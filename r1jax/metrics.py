@@ -132,8 +132,9 @@ def _table(shown):
   return table
 
 
-def print_samples(out, file=sys.stdout, last=8):
+def print_samples(out, file=None, last=8):
   """Prints the newest samples of a run folder for reading."""
+  file = file or sys.stdout
   rows = read(pathlib.Path(out) / 'samples.jsonl')
   for row in rows[-last:]:
     scores = ', '.join(f'{k} {v:g}' for k, v in row['scores'].items())

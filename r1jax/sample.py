@@ -97,9 +97,12 @@ def _row_keys(key, rows_P, G):
 
 
 def piece_ends(C, pieces):
-  """Where each piece of a budget of C tokens ends, rounded up to 16 but for the last."""
-  ends = [min(C, -(-C * (n + 1) // pieces // 16) * 16) for n in range(pieces)]
-  return sorted(set(ends))
+  """Where each piece of a budget of C tokens ends: about equal, each a multiple of 32 but the last.
+
+  Each piece is compiled for itself, so a short budget has fewer.
+  """
+  size = -(-C // (32 * pieces)) * 32
+  return [*range(size, C, size), C]
 
 
 def grow(cache, S):

@@ -86,8 +86,9 @@ def keep_freed_memory():
 def make_mesh(machine: Machine) -> jax.sharding.Mesh:
   """The mesh [data, fsdp, tensor] over all devices. Raises UserError where they do not divide."""
   n, copy = jax.device_count(), machine.fsdp * machine.tensor
-  data = n // copy if machine.data == -1 else machine.data
-  if not data or data * copy > n or (machine.data == -1 and data * copy != n):
+  data = n // max(1, copy) if machine.data == -1 else machine.data
+  whole = machine.data != -1 or data * copy == n
+  if min(data, machine.fsdp, machine.tensor) < 1 or data * copy > n or not whole:
     raise UserError(f'the mesh data={machine.data} x fsdp={machine.fsdp} x tensor={machine.tensor} '
                     f'does not fit {n} devices: choose sizes whose product is {n}')
   return jax.make_mesh((data, machine.fsdp, machine.tensor), ('data', 'fsdp', 'tensor'),

@@ -9,9 +9,12 @@ import subprocess
 import sys
 
 ROOT = Path(__file__).parents[1]
+EXPERIMENT = ROOT / 'tests/experiment.py'
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['JAX_COMPILATION_CACHE_DIR'] = str(ROOT / '.jax_cache')
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+# What a test runs takes milliseconds, and compiling it takes seconds.
+os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
 os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'
 
 import jax  # noqa: E402
@@ -28,7 +31,7 @@ jax.devices()  # from here on nothing can change their number
 
 @pytest.fixture(scope='session')
 def tiny():
-  """unroll, remat, dtype, fields of model.Config -> (model, params): small, and nothing is 0 or 1."""
+  """unroll, remat, dtype, fields of model.Config -> (model, params): small, none 0 or 1."""
 
   @functools.cache
   def make(unroll=True, remat=False, dtype='float32', **fields):
@@ -54,3 +57,14 @@ def start():
                             text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
   return popen
+
+
+@pytest.fixture(scope='session')
+def finished(start, tmp_path_factory):
+  """The folder in which `run tests/experiment.py --out out` has ended. To be read only."""
+  folder = tmp_path_factory.mktemp('finished')
+  process = start('run', EXPERIMENT, '--out', 'out', cwd=folder)
+  out, err = process.communicate()
+  assert process.returncode == 0 and 'Traceback' not in err, err
+  assert out.splitlines()[-1].startswith('result {')
+  return folder

@@ -1,4 +1,4 @@
-"""GRPO against numbers by hand, the papers' formulas in NumPy, and sums over all that can happen."""
+"""GRPO against numbers by hand, the papers' formulas in NumPy, and sums over all outcomes."""
 import dataclasses
 
 import jax
@@ -11,7 +11,6 @@ from r1jax.stages import rl
 from r1jax.types import Rollout
 
 close = np.testing.assert_allclose
-
 
 # -- advantages ------------------------------------------------------------------------------------
 
@@ -112,7 +111,9 @@ def test_loss_is_the_papers_formula(level, formula, low, high):
   if high < 1:  # the draw has both signs of the advantage beyond both ends of the clip
     log_ratio = (new - old) * mask
     log_ratio = log_ratio.sum(1, keepdims=True) * mask if formula is sequence_form else log_ratio
-    sides = {(bool(r > 0), bool(a > 0)) for row, a in zip(log_ratio, advantages) for r in row
+    sides = {(bool(r > 0), bool(a > 0))
+             for row, a in zip(log_ratio, advantages)
+             for r in row
              if r > np.log(1 + high) or r < np.log(1 - low)}
     assert len(sides) == 4
     assert 0 < sums['clipped'] < sums['tokens']
@@ -142,8 +143,8 @@ def test_what_stands_after_the_end_does_not_matter():
     return jax.value_and_grad(total)(logps[0])
 
   clean = value_and_grad(*(jnp.float32(np.where(mask, x, -1.0)) for x in (new, old, ref)))
-  wild = value_and_grad(*(jnp.float32(np.where(mask, x, y))
-                          for x, y in ((new, -50.0), (old, -0.01), (ref, -9.0))))
+  wild = value_and_grad(
+      *(jnp.float32(np.where(mask, x, y)) for x, y in ((new, -50.0), (old, -0.01), (ref, -9.0))))
   jax.tree.map(np.testing.assert_array_equal, clean, wild)
 
 
@@ -151,8 +152,10 @@ def test_parts_add_up_to_the_whole():
   new, old, ref, advantages, lengths = drawn()
   mask = np.arange(6) < np.array(lengths)[:, None]
   for aggregate in (grpo.sequence_mean, grpo.token_mean, grpo.sequence_sum):
-    rows = [jnp.asarray(x) for x in (*map(np.float32, (new, old, ref, advantages)), mask,
-                                     aggregate(mask[None])[0])]
+    rows = [
+        jnp.asarray(x)
+        for x in (*map(np.float32, (new, old, ref, advantages)), mask, aggregate(mask[None])[0])
+    ]
     loss = jax.jit(lambda *x: grpo.loss(grpo.Objective(), *x))
     whole, sums = loss(*rows)
     parts = [loss(*(x[part] for x in rows)) for part in (slice(0, 7), slice(7, 24))]
@@ -165,7 +168,8 @@ def test_without_a_reference_there_is_no_kl():
   new, old, _, advantages, _ = drawn()
   args = [jnp.float32(x) for x in (new, old)]
   ones = np.ones_like(new, np.float32)
-  loss, sums = grpo.loss(grpo.Objective(beta=0), *args, None, jnp.float32(advantages), ones > 0, ones)
+  loss, sums = grpo.loss(grpo.Objective(beta=0), *args, None, jnp.float32(advantages), ones > 0,
+                         ones)
   assert 'kl' not in sums
   zero = grpo.loss(grpo.Objective(beta=0), *args, args[0] - 1, jnp.float32(advantages), ones > 0,
                    ones)[0]
@@ -183,7 +187,7 @@ def test_estimators_by_hand():
 
 
 def test_expected_estimators_and_their_gradients():
-  """Over all of a vocabulary of five: E_pi k, and E_pi grad k, the sampled tokens being constants."""
+  """Over a vocabulary of five: E_pi k, and E_pi grad k, the sampled tokens being constants."""
   theta, reference = jnp.array([0.5, -1.0, 0.2, 1.5, -0.3]), jnp.array([0.1, 0.4, -0.7, 0.9, 0.0])
   ref = jax.nn.log_softmax(reference)
   pi = jax.nn.softmax(theta)
@@ -197,8 +201,8 @@ def test_expected_estimators_and_their_gradients():
 
   reverse = lambda theta: -(jnp.exp(ref) * jax.nn.log_softmax(theta)).sum()
   value, gradient = jax.value_and_grad(kl)(theta)
-  k1, k2, k3 = (jax.value_and_grad(lambda x, k=k: expected(k, x))(theta)
-                for k in (grpo.k1, grpo.k2, grpo.k3))
+  k1, k2, k3 = (
+      jax.value_and_grad(lambda x, k=k: expected(k, x))(theta) for k in (grpo.k1, grpo.k2, grpo.k3))
   close(k1[0], value, rtol=1e-5)
   close(k3[0], value, rtol=1e-5)
   assert abs(k2[0] - value) > 0.01 * value  # biased as a value

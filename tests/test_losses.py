@@ -34,7 +34,8 @@ def test_token_logp_is_log_softmax(tiny, temperature):
   model, params = tiny()
   hidden = normal(2, 7, 32)
   tokens = tokens_of((2, 7))
-  got = jax.jit(losses.token_logp, static_argnums=(0, 4))(model, params, hidden, tokens, temperature)
+  got = jax.jit(losses.token_logp, static_argnums=(0, 4))(model, params, hidden, tokens,
+                                                          temperature)
   close(got, pick(log_softmax(np.asarray(model.logits(params, hidden)) / temperature), tokens),
         atol=2e-5)
 
@@ -88,9 +89,11 @@ def test_packing_changes_neither_loss_nor_gradient(tiny):
 
   @jax.jit
   def run(params, rows):
+
     def total(params):
       loss, _ = losses.cross_entropy(model, model.split(params), rows)
       return loss.sum(), loss
+
     return jax.value_and_grad(total, has_aux=True)(params)
 
   (together, rows), gradient = run(params, packed)
@@ -101,8 +104,8 @@ def test_packing_changes_neither_loss_nor_gradient(tiny):
                gradient_alone)
 
   # And a document's loss is that of a plain forward pass over it, without segments.
-  hidden, _ = jax.jit(lambda p, x: model.apply(model.split(p), x, jnp.arange(12)[None]))(
-      params, alone.tokens_BT)
+  hidden, _ = jax.jit(lambda p, x: model.apply(model.split(p), x,
+                                               jnp.arange(12)[None]))(params, alone.tokens_BT)
   logp = log_softmax(model.logits(params, hidden))
   for i, (ids, first) in enumerate(documents):
     want = -sum(logp[i, t - 1, ids[t]] for t in range(max(first, 1), len(ids)))

@@ -1,4 +1,4 @@
-"""The transformer against itself: cached, scanned, recomputed, and split, it is the same function."""
+"""The transformer against itself: cached, scanned, recomputed, or split, it is one function."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,9 +61,9 @@ def test_scanned_layers_are_the_unrolled_ones(tiny, kind):
   logits, kv = apply(one, params, tokens)
   scanned, stacked = apply(other, params, tokens)
   close(logits, scanned, atol=1e-5)
-  for l in range(2):
-    close(kv.k[l], stacked.k[l], atol=1e-5)
-    close(kv.v[l], stacked.v[l], atol=1e-5)
+  for i in range(2):
+    close(kv.k[i], stacked.k[i], atol=1e-5)
+    close(kv.v[i], stacked.v[i], atol=1e-5)
 
 
 def test_join_is_the_inverse_of_split(tiny):
@@ -99,10 +99,12 @@ def test_nothing_looks_ahead_or_into_another_document(tiny, segments):
 
   @jax.jit
   def reach(params, t):
+
     def total(table):
       split = model.split({**params, 'embed': table})
       hidden, _ = model.apply(split, tokens, jnp.arange(8)[None], segments)
       return model.logits(split, hidden)[0, t].sum()
+
     return jnp.abs(jax.grad(total)(params['embed'])).max(axis=1)[:8] > 0
 
   for t in range(8):

@@ -31,10 +31,10 @@ def test_pack_by_hand():
   # (tokens, index of the first that is learnt): nothing predicts the first token of a document.
   documents = [([11, 12, 13], 0), ([21, 22, 23, 24], 2), ([31, 32], 2)]
   rows = packing.pack(documents, 8)
-  np.testing.assert_array_equal(rows.tokens_BT, [[21, 22, 23, 24, 11, 12, 13, 0],
-                                                 [31, 32, 0, 0, 0, 0, 0, 0]])
-  np.testing.assert_array_equal(rows.segments_BT, [[1, 1, 1, 1, 2, 2, 2, 0],
-                                                   [1, 1, 0, 0, 0, 0, 0, 0]])
-  np.testing.assert_array_equal(rows.weights_BT, [[0, 1, 1, 0, 1, 1, 0, 0],
-                                                  [0, 0, 0, 0, 0, 0, 0, 0]])
+  np.testing.assert_array_equal(rows.tokens_BT,
+                                [[21, 22, 23, 24, 11, 12, 13, 0], [31, 32, 0, 0, 0, 0, 0, 0]])
+  np.testing.assert_array_equal(rows.segments_BT,
+                                [[1, 1, 1, 1, 2, 2, 2, 0], [1, 1, 0, 0, 0, 0, 0, 0]])
+  np.testing.assert_array_equal(rows.weights_BT,
+                                [[0, 1, 1, 0, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0, 0, 0]])
   assert [x.dtype for x in rows] == [np.int32, np.int32, np.float32]

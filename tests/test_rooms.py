@@ -60,7 +60,7 @@ def decorator(node):
 
 
 def reads(tree):
-  """Attributes read, but for checks of a config by itself; axis letters where weights are declared."""
+  """Attributes read (not in a config's own check), and the axis letters of declared weights."""
   if isinstance(tree, ast.FunctionDef) and tree.name == '__post_init__':
     return
   if isinstance(tree, ast.Attribute) and isinstance(tree.ctx, ast.Load):
@@ -89,8 +89,11 @@ def test_the_configs_are_found():
 
 
 def test_importing_touches_nothing(tmp_path):
-  modules = ['.'.join(p.relative_to(ROOT.parent).with_suffix('').parts) for p in FILES
-             if p.name not in ('__init__.py', '__main__.py')]
+  modules = [
+      '.'.join(p.relative_to(ROOT.parent).with_suffix('').parts)
+      for p in FILES
+      if p.name not in ('__init__.py', '__main__.py')
+  ]
   text = [name for name in modules if name.split('.')[1] in TEXT]
   program = f'''
 import importlib, sys

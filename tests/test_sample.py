@@ -13,8 +13,9 @@ close, same = np.testing.assert_allclose, np.testing.assert_array_equal
 P, G, T, C = 4, 4, 6, 40
 EOS = {0, 7}  # a set, and the one is also what padding is made of
 NUMBERS, LENGTHS = np.arange(P, dtype=np.int32), np.array([3, 6, 1, 4], np.int32)
-PROMPTS = np.where(np.arange(T) < LENGTHS[:, None],
-                   np.random.default_rng(0).integers(0, 37, (P, T)), 0).astype(np.int32)
+PROMPTS = np.where(
+    np.arange(T) < LENGTHS[:, None],
+    np.random.default_rng(0).integers(0, 37, (P, T)), 0).astype(np.int32)
 
 
 def draw(model, params, cfg, eos=EOS, data=1, pieces=1, rows=NUMBERS, prompts=PROMPTS,
@@ -32,7 +33,8 @@ def drawn(tiny):
 
 
 def teacher_forced(model, params, tokens, temperature):
-  run = lambda p: losses.completion_logp(model, model.split(p), PROMPTS, LENGTHS, tokens, temperature)
+  run = lambda p: losses.completion_logp(model, model.split(p), PROMPTS, LENGTHS, tokens,
+                                         temperature)
   return np.asarray(jax.jit(run)(params))
 
 
@@ -100,21 +102,24 @@ def test_greedy_takes_the_likeliest_token_of_the_whole_pass(tiny):
     same(tokens[p, 0, :m], best[p, n - 1:n - 1 + m])
 
 
-@pytest.mark.parametrize('wish, steps', [(1e9, 1), (0.0, None), (-1e9, C)])
-def test_the_loop_ends_with_the_last_row(tiny, wish, steps, monkeypatch):
+def test_the_loop_ends_with_the_last_row(tiny, monkeypatch):
   """Forward passes are counted as they run: with an EOS that is certain, possible, impossible."""
   model, params = tiny()
   counted = []
 
   def logits(params, hidden):
     jax.debug.callback(lambda: counted.append(1))
-    return model.logits(params, hidden).at[..., jnp.array(sorted(EOS))].add(wish)
+    return model.logits(params, hidden).at[..., jnp.array(sorted(EOS))].add(params['wish'])
 
   # Under shard_map over some of a mesh's axes there are no callbacks.
   monkeypatch.setattr(sharding, 'over_data', lambda f, *_: f)
-  out = draw(model._replace(logits=logits), params, Sampling(C), pieces=3)
-  jax.effects_barrier()
-  assert len(counted) == out[1].max() == (steps or out[1].max())
+  sampler = sample.make_sampler(model._replace(logits=logits), Sampling(C), EOS, G, None, pieces=3)
+  for wish, steps in (1e9, [1]), (3.0, range(2, C)), (-1e9, [C]):
+    counted.clear()
+    out = sampler({**params, 'wish': wish}, jax.random.key(5), NUMBERS, PROMPTS, LENGTHS)
+    longest = int(out[1].max())
+    jax.effects_barrier()
+    assert len(counted) == longest and longest in steps
 
 
 # -- one draw --------------------------------------------------------------------------------------
@@ -126,7 +131,8 @@ def test_categorical_draws_from_the_softmax():
   rng = np.random.default_rng(1)
   logits = rng.normal(0, 1.5, V).astype(np.float32)
   logits[[0, 4, 9, 22, *range(16, 20)]] = -np.inf  # both ends too, and much in a row
-  draws = jax.jit(sample.categorical)(np.float32(rng.random((n, 2))), np.broadcast_to(logits, (n, V)))
+  draws = jax.jit(sample.categorical)(np.float32(rng.random((n, 2))),
+                                      np.broadcast_to(logits, (n, V)))
   count = np.bincount(draws, minlength=V)
   assert count.shape == (V,) and not count[np.isinf(logits)].any()
   weight = np.exp(logits.astype(np.float64))
@@ -191,8 +197,13 @@ def test_pieces_of_the_cache():
   assert sample.piece_ends(5, 4) == [5]
 
 
-@pytest.mark.parametrize('bad', [dict(max_tokens=0), dict(temperature=-1), dict(top_p=0),
-                                 dict(top_p=1.1), dict(top_k=-1)])
+@pytest.mark.parametrize(
+    'bad',
+    [dict(max_tokens=0),
+     dict(temperature=-1),
+     dict(top_p=0),
+     dict(top_p=1.1),
+     dict(top_k=-1)])
 def test_settings_without_sense_are_refused(bad):
   with pytest.raises(UserError, match='makes no sense'):
     Sampling(**bad)
