@@ -5,6 +5,7 @@ N = R + 2: a key-value head's R queries, its key and its value, projected by one
 U = 2: gate and up. Softmax, norms, rotations and logits are float32 whatever the dtype.
 """
 import dataclasses
+import functools
 from functools import partial
 
 from flax import linen as nn
@@ -158,27 +159,41 @@ def attention(q_BTKRW, blocks):
   """Softmax attention over the positions of all blocks together; returns [B, T, K, R, W].
 
   A block is keys [P, K, W, S], values [P, K, S, W] and a mask [P, T, S] or [P, S] (or with 1 for
-  P). Where P < B, a block's row serves B / P consecutive query rows.
+  P). Where P < B, a block's row serves G = B / P consecutive query rows. Each block is computed in
+  its own shape; one maximum and one sum over all of them make it one softmax.
   """
   B, T, K, R, W = q_BTKRW.shape
-  q_BTKRW = q_BTKRW * jnp.asarray(W**-0.5, q_BTKRW.dtype)
-  scores = []
-  for k, _, mask in blocks:
-    P, S = k.shape[0], k.shape[-1]
-    s = jnp.einsum('PGTKRW,PKWS->PGKRTS', q_BTKRW.reshape(P, B // P, T, K, R, W), k,
-                   preferred_element_type=jnp.float32)
-    mask = mask if mask.ndim == 3 else mask[:, None]
-    s = jnp.where(mask[:, None, None, None], s, -1e30)
-    scores.append(s.reshape(B, K, R, T, S))
-  probs = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
-  out, start = 0.0, 0
-  for _, v, _ in blocks:
-    P, S = v.shape[0], v.shape[-2]
-    p = probs[..., start:start + S].reshape(P, B // P, K, R, T, S).astype(v.dtype)
-    out += jnp.einsum('PGKRTS,PKSW->PGTKRW', p, v,
-                      preferred_element_type=jnp.float32).reshape(B, T, K, R, W)
-    start += S
-  return out.astype(q_BTKRW.dtype)
+  dtype = q_BTKRW.dtype
+  q_BKXW = (q_BTKRW * jnp.asarray(W**-0.5, dtype)).transpose(0, 2, 3, 1, 4).reshape(B, K, R * T, W)
+
+  def fold(x_BKX, P):  # rows that share a block become more queries of one row
+    x = x_BKX.reshape(P, B // P, K, R * T, *x_BKX.shape[3:]).swapaxes(1, 2)
+    return x.reshape(P, K, B // P * R * T, *x_BKX.shape[3:])
+
+  def unfold(x_PKY, P):
+    x = x_PKY.reshape(P, K, B // P, R * T, *x_PKY.shape[3:]).swapaxes(1, 2)
+    return x.reshape(B, K, R * T, *x_PKY.shape[3:])
+
+  def scores(k, mask):
+    P, _, _, S = k.shape
+    s = jnp.einsum('PKYW,PKWS->PKYS', fold(q_BKXW, P), k, preferred_element_type=jnp.float32)
+    if mask.ndim == 2:
+      return jnp.where(mask[:, None, None], s, -1e30)
+    s = jnp.where(mask[:, None, None], s.reshape(P, -1, B // P * R, T, S), -1e30)
+    return s.reshape(P, K, -1, S)
+
+  all_scores = [scores(k, mask) for k, _, mask in blocks]
+  top = [unfold(s.max(axis=-1), len(s)) for s in all_scores]
+  top_BKX = jax.lax.stop_gradient(functools.reduce(jnp.maximum, top))
+  total_BKX, out_BKXW = 0.0, 0.0
+  for s, (_, v, _) in zip(all_scores, blocks):
+    P = len(s)
+    weights = jnp.exp(s - fold(top_BKX, P)[..., None])
+    total_BKX += unfold(weights.sum(axis=-1), P)
+    out_BKXW += unfold(jnp.einsum('PKYS,PKSW->PKYW', weights.astype(v.dtype), v,
+                                  preferred_element_type=jnp.float32), P)
+  out_BKXW = (out_BKXW / total_BKX[..., None]).astype(dtype)
+  return out_BKXW.reshape(B, K, R, T, W).transpose(0, 3, 1, 2, 4)
 
 
 class _Weights(nn.Module):

@@ -62,7 +62,8 @@ def run(cfg: Config, out: str) -> dict:
       evaluate = evals.make_evaluate(cfg.evaluation, cfg.rewards, model, tokenizer,
                                      cfg.max_prompt_tokens, cfg.seed, machine, mesh)
       result = evaluate(state.params)[0]
-      log.evaluation(cfg.steps, result)
+      if not any('eval/pass_at_1' in row for row in metrics.read(f'{out}/metrics.jsonl')):
+        log.evaluation(cfg.steps, result)  # else it was there before a kill
   finally:
     states.close()
     log.close()
