@@ -27,7 +27,7 @@ class Optimizer:
   """AdamW (arXiv 1711.05101) behind a clip of the global gradient norm."""
   lr: float = 3e-6
   schedule: Callable = constant  # Optimizer, steps -> optax schedule
-  warmup_steps: int = 0  # linear from 0
+  warmup_steps: int = 0  # linear, the first update with lr / warmup_steps
   end_lr: float = 0.0  # where `cosine` ends
   b1: float = 0.9
   b2: float = 0.95
@@ -41,7 +41,8 @@ def learning_rate(optimizer: Optimizer, steps: int) -> Callable:
   schedule = optimizer.schedule(optimizer, steps)
   if not optimizer.warmup_steps:
     return schedule
-  warmup = optax.linear_schedule(0.0, optimizer.lr, optimizer.warmup_steps)
+  n = optimizer.warmup_steps  # the first update has lr / n, so that it is not lost
+  warmup = optax.linear_schedule(optimizer.lr / n, optimizer.lr, max(1, n - 1))
   return optax.join_schedules([warmup, schedule], [optimizer.warmup_steps])
 
 

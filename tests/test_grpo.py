@@ -245,7 +245,7 @@ def test_aggregations_weigh_as_they_say():
 @pytest.mark.parametrize('aggregate, weight', [(grpo.sequence_sum, 1 / (4 * 64)),
                                                (grpo.token_mean, 1 / 10)])
 def test_weights_are_of_the_budget_and_not_of_the_bucket(aggregate, weight):
-  """Completions of 4 tokens at most, of a budget of 64, are trained on in arrays of 16."""
+  """Completions of 4 tokens at most, of a budget of 64, are trained on in arrays of 32."""
   lengths = MASK.sum(-1).astype(np.int32)
   samples = Rollout(np.zeros((2, 3), np.int32), np.full(2, 3, np.int32),
                     np.zeros((2, 2, 64), np.int32), lengths, lengths < 4,
@@ -255,8 +255,8 @@ def test_weights_are_of_the_budget_and_not_of_the_bucket(aggregate, weight):
   cfg = rl.Config(init='', problems=None, evaluation=None, group=2,
                   objective=grpo.Objective(aggregate=aggregate))
   batch = rl.make_batch(cfg, graded, machine, sharding.make_mesh(machine))
-  assert batch.tokens_PGC.shape == (4, 1, 16)
-  weights = np.asarray(batch.weights_PGC).reshape(2, 2, 16)
+  assert batch.tokens_PGC.shape == (4, 1, 32)
+  weights = np.asarray(batch.weights_PGC).reshape(2, 2, 32)
   close(weights[..., :4], MASK * weight, rtol=1e-6)
   assert not weights[..., 4:].any()
   close(np.asarray(batch.advantages_PG).ravel(), [-1, 1, 0, 0], rtol=1e-5)

@@ -192,8 +192,9 @@ def test_log_probabilities_are_of_the_whole_distribution():
 
 def test_pieces_of_the_cache():
   assert sample.piece_ends(40, 1) == [40]
-  assert sample.piece_ends(40, 3) == [16, 32, 40]
+  assert sample.piece_ends(40, 3) == [32, 40]
   assert sample.piece_ends(1024, 4) == [256, 512, 768, 1024]
+  assert sample.piece_ends(100, 2) == [64, 100]
   assert sample.piece_ends(5, 4) == [5]
 
 

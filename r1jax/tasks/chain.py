@@ -141,7 +141,7 @@ def _text(rng):
         f' <think>{thinking}</think> {answer}',
         f' <answer>{answer}</answer>',
         f' {thinking} <answer>{answer}</answer>',
-    ], [0.8, 0.07, 0.06, 0.07])[0]
+    ], [0.83, 0.03, 0.07, 0.07])[0]
     return prompts.SHORT.format(question=asked) + body
   return f'{asked}\n{thinking}\n{words("answer")} {answer}'
 
@@ -156,7 +156,7 @@ def _sums(rng):
   return ', '.join(out)
 
 
-def _slip(rng, right, often=0.01):
+def _slip(rng, right, often=0.005):
   """The number, or now and then one close to it."""
   return max(0, right + rng.choice((-2, -1, 1, 2))) if rng.random() < often else right
 
