@@ -2,11 +2,12 @@
 
   python benchmarks/additions.py --base FOLDER [--seeds 0 1 2] [--json]
 
-FOLDER holds a small base model that answers "Q: 12+34=? " with "<think>12+34=46</think>
-<answer>46</answer>" and is mostly wrong when sampled. 8 prompts x 8 completions, learning rate 1e-4,
-beta 0.001, rewards: the last answer is right (weight 1), the form is exact (weight 0.2). Prints the
-steps and seconds from the start of the first step until the mean training accuracy over five steps
-reaches 0.9; the seconds count compilation, for it is part of the first step.
+FOLDER holds a small base model that answers "Q: 12+34=? " with
+"<think>12+34=46</think><answer>46</answer>" and is mostly wrong when sampled. 8 prompts x 8
+completions, learning rate 1e-4, beta 0.001; rewards: the last answer is right (weight 1), the form
+is exact (weight 0.2). Prints the steps and seconds from the start of the first step until the mean
+training accuracy over five steps reaches 0.9. The first step's seconds hold the compilation, or,
+where the same programs were compiled before, reading them from r1jax's cache.
 """
 import argparse
 import json
@@ -15,8 +16,9 @@ import re
 import statistics
 import time
 
-from r1jax import checkpoint, grpo, metrics, optim, rollout, sample, sharding
+from r1jax import checkpoint, grpo, metrics, optim, rollout, sample, seeds, sharding
 from r1jax.evals import Evaluation
+from r1jax.main import use_compilation_cache
 from r1jax.stages import rl
 from r1jax.types import Problem, Reward
 
@@ -46,22 +48,24 @@ def well_formed(problem, completion):
 
 def learn(base, seed, target=0.9, window=5, most=300) -> dict:
   """One run: steps and seconds until the target, and the accuracy of every step."""
-  cfg = rl.Config(
-      init=base, problems=problems, evaluation=Evaluation(problems), batch=8, group=8, minibatches=1,
-      max_prompt_tokens=16, sampling=sample.Sampling(max_tokens=48), seed=seed,
-      rewards=(Reward('accuracy', accuracy), Reward('format', well_formed, 0.2)),
-      objective=grpo.Objective(beta=0.001), optimizer=optim.Optimizer(lr=1e-4, b2=0.999))
+  cfg = rl.Config(init=base, problems=problems, evaluation=Evaluation(problems), batch=8, group=8,
+                  minibatches=1, max_prompt_tokens=16, sampling=sample.Sampling(max_tokens=48),
+                  seed=seed, rewards=(Reward('accuracy', accuracy),
+                                      Reward('format', well_formed,
+                                             0.2)), objective=grpo.Objective(beta=0.001),
+                  optimizer=optim.Optimizer(lr=1e-4, b2=0.999))
   machine, mesh = sharding.start(cfg.machine)
   model, params, tokenizer = checkpoint.load_model(base, machine, mesh)
-  stream = rollout.stream(problems('train'), seed)
+  stream = seeds.stream(problems('train'), seed)
   sampler = rollout.make_sampler(model, tokenizer, cfg.sampling, cfg.group, cfg.max_prompt_tokens,
                                  machine, mesh, cfg.batch)
   update, reference_logp, tx = rl.make_steps(cfg, model, machine, mesh)
   state, curve, times = optim.init(tx, params, reference=params), [], [time.perf_counter()]
-  while len(curve) < most and statistics.mean(curve[-window:] or [0]) < target or len(curve) < window:
+  while len(curve) < most and statistics.mean(curve[-window:] or
+                                              [0]) < target or len(curve) < window:
     step = len(curve)
     numbers = rl.problem_numbers(cfg, step)
-    calls = rollout.dispatch(sampler, state.params, sharding.key(seed, 'rollout', step), numbers,
+    calls = rollout.dispatch(sampler, state.params, seeds.key(seed, 'rollout', step), numbers,
                              [stream(n) for n in numbers])
     graded = rollout.collect(sampler, calls, cfg.rewards)
     curve.append(float(graded.scores['accuracy'].mean()))
@@ -82,13 +86,19 @@ def main():
   parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
   parser.add_argument('--json', action='store_true')
   args = parser.parse_args()
+  use_compilation_cache()
   runs = [learn(args.base, seed) for seed in args.seeds]
   for run in runs:
     line = ('seed {seed}: accuracy {start:.2f} at first; 0.9 after {steps} steps, {seconds:.1f} s '
             '(first step {first_step_s:.1f} s, then {step_s:.2f} s)')
-    print(json.dumps(run) if args.json else line.format(**run) + ('' if run['reached'] else ' NOT reached'))
-  print(metrics.to_json({name: statistics.median(run[name] for run in runs)
-                         for name in ('steps', 'seconds', 'step_s')}), end='')
+    print(
+        json.dumps(run) if args.json else line.format(**run) +
+        ('' if run['reached'] else ' NOT reached'))
+  print(
+      metrics.to_json({
+          name: statistics.median(run[name] for run in runs)
+          for name in ('steps', 'seconds', 'step_s')
+      }), end='')
 
 
 if __name__ == '__main__':

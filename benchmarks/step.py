@@ -2,9 +2,10 @@
 
   python benchmarks/step.py --size S [--json] [--steps 10]
 
-A Qwen2-like model with random float32 weights, 8 prompts x 8 completions, prompt 32, 128 new tokens,
-EOS off, beta 0.001. The calls are those of r1jax.stages.rl, on the same machine defaults. A share of
-the ceiling is analytic FLOPs a second over what a 2048^3 float32 matrix product reaches here.
+A Qwen2-like model with random float32 weights, 8 prompts x 8 completions, prompt 32, 128 new
+tokens, EOS off, beta 0.001. The calls are those of r1jax.stages.rl, on the same machine defaults.
+A share of the ceiling is analytic FLOPs a second over what a 2048^3 float32 matrix product reaches
+here. Compiles everything anew: the first step's latency is that of a first run.
 """
 import argparse
 import json
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax import grpo, model as model_lib, optim, rollout, sample, sharding
+from r1jax import grpo, model as model_lib, optim, rollout, sample, seeds, sharding
 from r1jax.evals import Evaluation
 from r1jax.stages import rl
 from r1jax.tokenizer import Tokenizer
@@ -84,8 +85,8 @@ def main():
   model = model_lib.make(model_lib.Config(qkv_bias=True, **SIZES[args.size]), machine)
   words = [chr(97 + i % 26) * (1 + i % 3) for i in range(model.config.V)]
   tokenizer = Tokenizer(lambda text: [ord(c) % model.config.V for c in text],
-                        lambda ids: ''.join(words[i] for i in ids), frozenset(),
-                        model.config.V, lambda folder: None)
+                        lambda ids: ''.join(words[i] for i in ids), frozenset(), model.config.V,
+                        lambda folder: None)
   params = jax.jit(model.init, out_shardings=sharding.replicated(mesh))(jax.random.key(0))
   sampler = rollout.make_sampler(model, tokenizer, cfg.sampling, G, T, machine, mesh, P)
   update, reference_logp, tx = rl.make_steps(cfg, model, machine, mesh)
@@ -103,7 +104,7 @@ def main():
         times[name].append(clock[-1] - clock[-2])
       return x
 
-    key = sharding.key(0, 'benchmark', n)
+    key = seeds.key(0, 'benchmark', n)
     calls = lap('sample', rollout.dispatch(sampler, state.params, key, range(P), problems))
     graded = rollout.collect(sampler, calls, cfg.rewards)
     batch = lap('rewards', rl.make_batch(cfg, graded, machine, mesh))
@@ -130,10 +131,9 @@ def main():
   out = dict(
       size=args.size, parameters=sum(x.size for x in jax.tree.leaves(state.params)),
       sample_tokens_per_s=done / seconds['sample'], update_tokens_per_s=trained / seconds['update'],
-      seconds=seconds, step_min_max=[min(times['step']), max(times['step'])],
-      first_step_s=first, peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-      ceiling_gflops=ceiling / 1e9,
-      share_of_ceiling={
+      seconds=seconds, step_min_max=[min(times['step']), max(times['step'])], first_step_s=first,
+      peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+      ceiling_gflops=ceiling / 1e9, share_of_ceiling={
           'sample': per_token * done / seconds['sample'] / ceiling,
           'reference': per_token * trained / seconds['reference'] / ceiling,
           'update': 3 * per_token * trained / seconds['update'] / ceiling,
@@ -141,8 +141,8 @@ def main():
   if args.json:
     print(json.dumps(out))
   else:
-    print(f'size {args.size}: {out["parameters"] / 1e6:.1f}M parameters, {P} x {G} completions of {C} '
-          f'tokens, prompts of {T}; jax {jax.__version__}, {jax.device_count()} devices')
+    print(f'size {args.size}: {out["parameters"] / 1e6:.1f}M parameters, {P} x {G} completions of '
+          f'{C} tokens, prompts of {T}; jax {jax.__version__}, {jax.device_count()} devices')
     for name, s in seconds.items():
       share = out['share_of_ceiling'].get(name)
       print(f'  {name:10} {s:8.3f} s' + (f'  {100 * share:5.1f}% of the ceiling' if share else ''))

@@ -29,8 +29,8 @@ def load_model(folder, machine, mesh):
   """(model, params on the mesh, tokenizer) of a run folder or of a Hugging Face folder."""
   folder = pathlib.Path(folder)
   if not (folder / 'config.json').exists():
-    raise UserError(f'there is no model in {folder} (no config.json): give the folder of a finished '
-                    'stage or of a Hugging Face model, or run the stage that makes it')
+    raise UserError(f'there is no model in {folder} (no config.json): give the folder of a '
+                    'finished stage or of a Hugging Face model, or run the stage that makes it')
   model = model_lib.make(hf.read_config(folder), machine)
   shapes = jax.eval_shape(model.init, jax.random.key(0))
   where = sharding.shardings(model.axes(), shapes, mesh)
@@ -128,7 +128,8 @@ class States:
     if step in self.manager.all_steps():
       return  # saved before the kill that this run continues from
     items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
-    self.manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave({'step': step}), **items))
+    meta = ocp.args.JsonSave({'step': step})
+    self.manager.save(step, args=ocp.args.Composite(meta=meta, **items))
 
   def restore(self, step: int, like: TrainState) -> TrainState:
     """The state saved at `step`, placed as `like` is."""
@@ -138,6 +139,18 @@ class States:
     got = self.manager.restore(step, args=ocp.args.Composite(**items))
     number = jax.device_put(np.int32(step), like.step.sharding)
     return like._replace(step=number, **{name: got[name] for name in items})
+
+  def keep_last_good(self, state: TrainState, every: int = 1) -> str:
+    """Saves the state that a failed update left as it was; says in words where it is.
+
+    `every`: only a state of so many updates, or a multiple, can be continued from.
+    """
+    if int(state.step) % every == 0 and int(state.step):
+      self.save(int(state.step), state)
+      self.manager.wait_until_finished()
+    step = self.latest()
+    return (f'the last good state, of step {step}, is in {self.folder}'
+            if step else 'the last good state is the one that the stage started from')
 
   def close(self):
     """Waits for a save under way."""

@@ -2,7 +2,7 @@
 import dataclasses
 from typing import Callable
 
-from r1jax import rollout, sharding
+from r1jax import rollout, seeds
 from r1jax.sample import Sampling
 from r1jax.types import Problem
 
@@ -28,7 +28,7 @@ def make_evaluate(cfg: Evaluation, rewards, model, tokenizer, max_prompt_tokens,
   problems = cfg.problems(cfg.split)[:cfg.num_problems]
   sampler = rollout.make_sampler(model, tokenizer, cfg.sampling, cfg.k, max_prompt_tokens, machine,
                                  mesh, len(problems))
-  key = sharding.key(seed, 'evaluation')
+  key = seeds.key(seed, 'evaluation')
 
   def evaluate(params):
     calls = rollout.dispatch(sampler, params, key, range(len(problems)), problems)

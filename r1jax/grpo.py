@@ -18,6 +18,8 @@ import chex
 import jax.numpy as jnp
 import numpy as np
 
+from r1jax.types import UserError
+
 # -- advantages: rewards_PG -> advantages_PG, on the host ------------------------------------------
 
 
@@ -39,7 +41,7 @@ def degenerate(rewards_PG):
   return (rewards_PG == rewards_PG[:, :1]).all(axis=1)
 
 
-# -- level of the ratio: [B, C] per-token log-ratios -> [B, C] --------------------------------------
+# -- level of the ratio: [B, C] per-token log-ratios -> [B, C] -------------------------------------
 
 
 def per_token(log_ratio_BC, mask_BC):
@@ -71,7 +73,7 @@ def k1(log_ref):
   return -log_ref
 
 
-# -- aggregation: mask_PGC -> weights_PGC of the whole minibatch; every sum over parts is exact -----
+# -- aggregation: mask_PGC -> weights_PGC of the whole minibatch, so that sums over parts are exact
 
 
 def sequence_mean(mask_PGC):
@@ -110,7 +112,7 @@ class Objective:
 
   def __post_init__(self):
     if self.kl is k1:
-      raise ValueError('k1 as a loss term has zero expected gradient: take k3 or k2')
+      raise UserError('k1 as a loss term has zero expected gradient: take k3 or k2')
 
 
 def loss(objective, logp_BC, logp_old_BC, logp_ref_BC, advantages_B, mask_BC, weights_BC):

@@ -15,8 +15,7 @@ from typing import Annotated
 import jax
 import tyro
 
-from r1jax import checkpoint, evals, metrics, rollout, sample, sharding
-from r1jax.model import hf
+from r1jax import checkpoint, evals, metrics, rollout, sample, seeds, sharding
 from r1jax.types import Problem, Stage, UserError
 
 # -- experiments -----------------------------------------------------------------------------------
@@ -132,8 +131,8 @@ def run_stage(file, stage) -> dict:
   metrics.write_aside(record, json.dumps(row, indent=1, ensure_ascii=False))
   print(f'{out.name}: into {out}', flush=True)
   result = stage.run(stage.config, str(out))
-  metrics.write_aside(done, json.dumps(dict(result=result, params=checkpoint.fingerprint(out)),
-                                       indent=1))
+  finished = dict(result=result, params=checkpoint.fingerprint(out))
+  metrics.write_aside(done, json.dumps(finished, indent=1))
   return result
 
 
@@ -204,7 +203,7 @@ def sample_text(argv):
     raise UserError(f'the prompt has {length} tokens, which with --max-tokens {args.max_tokens} is '
                     f'more than the model\'s context of {model.config.max_tokens}')
   sampler = rollout.make_sampler(model, tokenizer, cfg, args.number, length, machine, mesh, 1)
-  calls = rollout.dispatch(sampler, params, sharding.key(args.seed, 'sample'), [0],
+  calls = rollout.dispatch(sampler, params, seeds.key(args.seed, 'sample'), [0],
                            [Problem(args.prompt, '')])
   for completion in rollout.collect(sampler, calls, ()).completions[0]:
     print(args.prompt + completion.text + ('' if completion.finished else ' [cut off]'))
@@ -239,16 +238,17 @@ def export(argv):
   print(f'wrote {args.folder}')
 
 
-COMMANDS = {'run': run, 'eval': evaluate, 'sample': sample_text, 'samples': samples,
-            'fingerprint': fingerprint, 'export': export}
+COMMANDS = dict(run=run, eval=evaluate, sample=sample_text, samples=samples,
+                fingerprint=fingerprint, export=export)
 
 
 def main(argv=None) -> int:
   """Runs a command. Returns 0, or 2 after one sentence on stderr where a person can mend it."""
   argv = sys.argv[1:] if argv is None else argv
   if not argv or argv[0] not in COMMANDS:
-    print('usage: r1jax COMMAND ...\n\n' + '\n'.join(
-        f'  {name:12} {command.__doc__}' for name, command in COMMANDS.items()))
+    print('usage: r1jax COMMAND ...\n')
+    for name, command in COMMANDS.items():
+      print(f'  {name:12} {command.__doc__}')
     return 0 if argv in ([], ['-h'], ['--help']) else 2
   try:
     COMMANDS[argv[0]](argv[1:])

@@ -132,15 +132,16 @@ def _table(shown):
   return table
 
 
-def print_samples(out, file=None, last=8):
-  """Prints the newest samples of a run folder for reading."""
+def print_samples(out, file=None, last=8) -> int:
+  """Prints the newest samples of a run folder for reading; returns how many there are in all."""
   file = file or sys.stdout
+  strong, plain = ('\033[1m', '\033[0m') if file.isatty() else ('', '')
   rows = read(pathlib.Path(out) / 'samples.jsonl')
   for row in rows[-last:]:
-    scores = ', '.join(f'{k} {v:g}' for k, v in row['scores'].items())
-    print(f'--- step {row["step"]}: reward {row["reward"]:g} ({scores}), {row["length"]} tokens'
-          f'{"" if row["finished"] else ", cut off"}\n{row["prompt"]}\033[1m{row["completion"]}\033[0m'
-          if file.isatty() else
-          f'--- step {row["step"]}: reward {row["reward"]:g} ({scores}), {row["length"]} tokens'
-          f'{"" if row["finished"] else ", cut off"}\n{row["prompt"]}⟶{row["completion"]}', file=file)
+    scores = ', '.join(f'{name} {value:g}' for name, value in row['scores'].items())
+    end = '' if row['finished'] else ', cut off'
+    print(
+        f'--- step {row["step"]}: reward {row["reward"]:g} ({scores}), '
+        f'{row["length"]} tokens{end}, reference {row["answer"]}', file=file)
+    print(f'{row["prompt"]}{strong}{row["completion"]}{plain}', file=file)
   return len(rows)

@@ -1,5 +1,6 @@
 """The optimizer as a small config over optax, and one update with exact gradient accumulation."""
 import dataclasses
+import math
 from typing import Callable
 
 import jax
@@ -121,6 +122,14 @@ def make_update(loss_fn, model, tx, mesh, micro):
     return state, dict(sums, loss=total, grad_norm=norm, finite=finite, loss_by_row=loss_by_row)
 
   return jax.jit(update, donate_argnums=0)
+
+
+def check_finite(step, numbers, describe):
+  """Raises FloatingPointError where update number `step` failed, with describe(row) of its row."""
+  if not numbers['finite']:
+    bad = [i for i, x in enumerate(numbers['loss_by_row']) if not math.isfinite(x)]
+    where = describe(bad[0]) if bad else 'in the gradient, while the loss of every sample is finite'
+    raise FloatingPointError(f'step {step}: the loss is not finite, {where}; the update was undone')
 
 
 def make_map(f, model, mesh, micro):

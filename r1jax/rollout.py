@@ -31,6 +31,8 @@ class Graded(NamedTuple):
 def make_sampler(model, tokenizer, cfg: sample.Sampling, G, max_prompt_tokens, machine, mesh,
                  problems) -> Sampler:
   """A Sampler of G completions a problem, for calls with about `problems` problems."""
+  if G < 1 or problems < 1:
+    raise UserError(f'{problems} problems with {G} completions each: there must be at least one')
   jitted = sample.make_sampler(model, cfg, tokenizer.eos_ids, G, mesh, machine.pieces)
   data = mesh.shape['data']
   rows = min(max(1, machine.sample_rows // G), problems)
@@ -43,6 +45,8 @@ def encode(tokenizer, problems, max_prompt_tokens):
   lengths_P = np.zeros(len(problems), np.int32)
   for p, problem in enumerate(problems):
     ids = tokenizer.encode(problem.prompt)
+    if not ids:
+      raise UserError('a prompt is empty: give at least one token to go on from')
     if len(ids) > max_prompt_tokens:
       raise UserError(f'a prompt has {len(ids)} tokens and the budget, max_prompt_tokens, is '
                       f'{max_prompt_tokens}: {problem.prompt[:100]!r}')
@@ -99,19 +103,3 @@ def take(graded: Graded, indices) -> Graded:
 
 def _is_list(x):
   return type(x) is list
-
-
-def stream(problems: list, seed: int) -> Callable:
-  """number -> problem, for ever: a new order each epoch, a function of the seed and the number."""
-  if not problems:
-    raise UserError('the task has no problems to train on')
-  orders = {}
-
-  def problem(number):
-    epoch, index = divmod(number, len(problems))
-    if epoch not in orders:
-      key = sharding.key(seed, 'order', epoch)
-      orders[epoch] = np.asarray(jax.random.permutation(key, len(problems)))
-    return problems[orders[epoch][index]]
-
-  return problem

@@ -32,7 +32,7 @@ class Sampling:
 
 
 def make_sampler(model, cfg: Sampling, eos_ids, G, mesh, pieces=1):
-  """The jitted sampler: params, key, rows_P, prompts_PT, lengths_P -> tokens, lengths, finished, logp.
+  """The jitted sampler: params, key, rows_P, prompts_PT, lengths_P -> four arrays.
 
   Prompts are right-padded, rows_P are problem numbers: completion g of problem p draws its i-th
   token with fold_in(key, p, g, i), whatever else is in the batch. Returns tokens_PGC (EOS kept,
@@ -125,7 +125,7 @@ def write(cache, fresh, slot):
 
 
 def uniforms(keys_B, start, end):
-  """Two uniform numbers a row for each of the draws start .. end - 1, float32 [end - start, B, 2]."""
+  """Two uniform numbers a row for each of the draws start .. end - 1, [end - start, B, 2]."""
   draw = lambda key, i: jax.random.uniform(jax.random.fold_in(key, i), (2,))
   return jax.vmap(jax.vmap(draw, (0, None)), (None, 0))(keys_B, jnp.arange(start, end))
 

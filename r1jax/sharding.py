@@ -7,7 +7,6 @@ and never once a token. `fsdp` and `tensor` cut the parameters and are left to X
 import ctypes
 import dataclasses
 import os
-import zlib
 from typing import Any
 
 import jax
@@ -134,10 +133,3 @@ def pad_rows(tree: Any, multiple: int) -> Any:
   """Host arrays with their leading axis padded with zeros to a multiple."""
   pad = lambda x: np.concatenate([x, np.zeros((-len(x) % multiple, *x.shape[1:]), x.dtype)])
   return jax.tree.map(lambda x: pad(np.asarray(x)), tree)
-
-
-def key(seed: int, purpose: str, count: int = 0) -> jax.Array:
-  """The random key for a purpose's count-th use: counted, not threaded, so that a run which was
-  killed and continued draws the same numbers."""
-  folded = jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
-  return jax.random.fold_in(folded, count)

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 ROOT = Path(__file__).parents[1] / 'r1jax'
-ORDER = '''types prompts tokenizer tasks rewards losses grpo packing sharding model optim checkpoint
-metrics sample rollout evals stages main __main__'''.split()
+ORDER = '''types prompts tokenizer tasks rewards losses grpo packing sharding seeds model optim
+checkpoint metrics sample rollout evals stages main __main__'''.split()
 TEXT = 'types prompts tokenizer tasks rewards'.split()  # strings in, strings and floats out
 FENCES = {  # library: the only rooms that may import it
     'jax': set(ORDER) - set(TEXT), 'flax': {'model'}, 'optax': {'optim'}, 'orbax': {'checkpoint'},

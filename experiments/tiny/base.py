@@ -2,7 +2,7 @@
 
   bash launch/local.sh experiments/tiny/base.py
 """
-from r1jax import evals, model, optim, sample, sharding, tokenizer
+from r1jax import evals, model, optim, sample, tokenizer
 from r1jax.prompts import TAGS
 from r1jax.stages import sft
 from r1jax.tasks import chain

@@ -1,4 +1,4 @@
-"""Decoder-only transformer (Llama, Qwen2): GQA, RoPE, RMSNorm, SwiGLU, as a value of pure functions.
+"""Decoder-only transformer (Llama, Qwen2, Qwen3) as a value: GQA, RoPE, RMSNorm, SwiGLU.
 
 One letter an axis, the same in einsums, weights, suffixes and sharding.RULES (see types.py), and
 N = R + 2: a key-value head's R queries, its key and its value, projected by one matrix.
@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from r1jax.model import rope
 from r1jax.sharding import Machine
 from r1jax.types import KV, Model
-
 
 Rope = rope.Default | rope.Linear | rope.Llama3 | rope.Yarn
 
@@ -78,7 +77,7 @@ def _boxed(cfg, key):
 def _split(params):
   layers = params['layers']
   L = len(jax.tree.leaves(layers)[0])
-  return {**params, 'layers': tuple(jax.tree.map(lambda w: w[l], layers) for l in range(L))}
+  return {**params, 'layers': tuple(jax.tree.map(lambda w: w[i], layers) for i in range(L))}
 
 
 def _join(params):
@@ -120,8 +119,8 @@ def _apply(cfg, machine, params, tokens_BT, positions_BT, segments_BT=None, past
     layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.nothing_saveable)
   if machine.unroll:
     fresh = []
-    for l, weights in enumerate(params['layers']):
-      x_BTD, kv = layer(x_BTD, weights, [KV(kv.k[l], kv.v[l]) for kv in kvs])
+    for i, weights in enumerate(params['layers']):
+      x_BTD, kv = layer(x_BTD, weights, [KV(kv.k[i], kv.v[i]) for kv in kvs])
       fresh.append(kv)
     kv = KV(*(tuple(kv[i] for kv in fresh) for i in (0, 1)))
   else:
@@ -190,8 +189,9 @@ def attention(q_BTKRW, blocks):
     P = len(s)
     weights = jnp.exp(s - fold(top_BKX, P)[..., None])
     total_BKX += unfold(weights.sum(axis=-1), P)
-    out_BKXW += unfold(jnp.einsum('PKYS,PKSW->PKYW', weights.astype(v.dtype), v,
-                                  preferred_element_type=jnp.float32), P)
+    out_BKXW += unfold(
+        jnp.einsum('PKYS,PKSW->PKYW', weights.astype(v.dtype), v,
+                   preferred_element_type=jnp.float32), P)
   out_BKXW = (out_BKXW / total_BKX[..., None]).astype(dtype)
   return out_BKXW.reshape(B, K, R, T, W).transpose(0, 3, 1, 2, 4)
 

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax import checkpoint, evals, grpo, losses, metrics, optim, rewards, rollout, sample, sharding
+from r1jax import checkpoint, evals, grpo, losses, metrics, optim, rewards, rollout, sample
+from r1jax import seeds, sharding
 from r1jax.types import Batch, Problem, Reward, UserError
 
 
@@ -41,7 +42,7 @@ def run(cfg: Config, out: str) -> dict:
   check(cfg)
   machine, mesh = sharding.start(cfg.machine)
   model, params, tokenizer = checkpoint.load_model(cfg.init, machine, mesh)
-  problems = rollout.stream(cfg.problems('train'), cfg.seed)
+  problems = seeds.stream(cfg.problems('train'), cfg.seed)
   sampler = rollout.make_sampler(model, tokenizer, cfg.sampling, cfg.group, cfg.max_prompt_tokens,
                                  machine, mesh, cfg.batch * cfg.minibatches)
   evaluate = evals.make_evaluate(cfg.evaluation, cfg.rewards, model, tokenizer,
@@ -60,7 +61,7 @@ def run(cfg: Config, out: str) -> dict:
       log.evaluation(0, evaluate(state.params)[0])
     for step in range(start, cfg.steps, cfg.minibatches):
       clock = [time.monotonic()]
-      key = sharding.key(cfg.seed, 'rollout', step)
+      key = seeds.key(cfg.seed, 'rollout', step)
       numbers = problem_numbers(cfg, step)
       calls = rollout.dispatch(sampler, state.params, key, numbers, [problems(n) for n in numbers])
       pending = read(pending, log)  # the last updates' numbers, while the device samples
@@ -90,6 +91,8 @@ def run(cfg: Config, out: str) -> dict:
         pending = read(pending, log)
         log.flush()  # before the state: what lies behind a state is always on record
         states.save(step, state)
+  except FloatingPointError as error:
+    raise UserError(f'{error}; {states.keep_last_good(state, cfg.minibatches)}') from error
   finally:
     states.close()
     log.close()
@@ -130,7 +133,7 @@ def resample(cfg, graded, first, sampler, params, key, problems):
 
 
 def make_steps(cfg, model, machine, mesh):
-  """The jitted update (state, batch -> state, numbers), the reference's log-probs, the optimizer."""
+  """The jitted update: state, batch -> state, numbers; the reference's log-probs; the optimizer."""
 
   def logp(params, batch):
     return losses.completion_logp(model, params, batch.prompts_PT, batch.prompt_lengths_P,
@@ -139,15 +142,15 @@ def make_steps(cfg, model, machine, mesh):
   def loss(params, batch):
     C = batch.tokens_PGC.shape[-1]
     mask_PGC = jnp.arange(C)[None, None] < batch.lengths_PG[..., None]
-    flat = lambda x: x if x is None else x.reshape(-1, *x.shape[2:])
-    return grpo.loss(cfg.objective, *map(flat, (logp(params, batch), batch.logp_old_PGC,
-                                                batch.logp_ref_PGC, batch.advantages_PG, mask_PGC,
-                                                batch.weights_PGC)))
+    per_token = (logp(params, batch), batch.logp_old_PGC, batch.logp_ref_PGC)
+    others = (batch.advantages_PG, mask_PGC, batch.weights_PGC)
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), per_token + others)
+    return grpo.loss(cfg.objective, *flat)
 
   micro = micro_shape(cfg.group, machine.micro_rows)[0]
   tx = optim.chain(cfg.optimizer, cfg.steps)
-  return (optim.make_update(loss, model, tx, mesh, micro),
-          optim.make_map(logp, model, mesh, micro), tx)
+  update = optim.make_update(loss, model, tx, mesh, micro)
+  return update, optim.make_map(logp, model, mesh, micro), tx
 
 
 def micro_shape(G, micro_rows):
@@ -180,23 +183,18 @@ def make_batch(cfg, graded, machine, mesh) -> Batch:
 
 
 def read(pending, log):
-  """Writes the numbers of dispatched updates and returns []; UserError where one is not finite."""
+  """Writes the numbers of dispatched updates, returns []; FloatingPointError if not finite."""
   for step, lr, graded, numbers, (began, sampled) in pending:
     numbers = jax.device_get(numbers)
-    if not numbers['finite']:
-      rows = numbers['loss_by_row'][:graded.rewards_PG.size]
-      bad = np.flatnonzero(~np.isfinite(rows))
-      sample_ = 'in the gradient, every sample\'s loss is finite' if not len(bad) else (
-          'at sample %d, of the problem %r' %
-          (bad[0], graded.problems[bad[0] // graded.rewards_PG.shape[1]].prompt[-200:]))
-      raise UserError(f'step {step}: the loss is not finite, {sample_}; nothing of this update was '
-                      f'kept and the last good state is in {log.out}/state')
-    tokens = max(1.0, float(numbers['tokens']))
-    mean = {name: float(numbers[name]) / tokens
-            for name in ('kl', 'clipped', 'gap', 'surprise') if name in numbers}
-    log.step(step, dict(summarise(graded), loss=float(numbers['loss']), **mean,
-                        grad_norm=float(numbers['grad_norm']), lr=lr), tokens,
-             dict(sample_s=sampled - began, update_s=time.monotonic() - sampled))
+    G = graded.rewards_PG.shape[1]
+    place = lambda row: f'at sample {row}, of the problem {graded.problems[row // G].prompt!r}'
+    optim.check_finite(step, numbers, place)
+    tokens = float(numbers['tokens'])
+    means = ('kl', 'clipped', 'gap', 'surprise')
+    row = {name: float(numbers[name]) / max(tokens, 1) for name in means if name in numbers}
+    row.update(loss=float(numbers['loss']), grad_norm=float(numbers['grad_norm']), lr=lr)
+    clock = dict(sample_s=sampled - began, update_s=time.monotonic() - sampled)
+    log.step(step, {**summarise(graded), **row}, tokens, clock)
   return []
 
 
@@ -215,19 +213,19 @@ def summarise(graded) -> dict:
 
 def records(graded, problems=2, completions=2):
   """A few samples as rows for samples.jsonl."""
-  for p in range(min(problems, len(graded.problems))):
-    for g in range(min(completions, len(graded.completions[p]))):
-      c = graded.completions[p][g]
-      yield dict(prompt=graded.problems[p].prompt, completion=c.text, answer=graded.problems[p].answer,
-                 reward=float(graded.rewards_PG[p, g]),
-                 scores={name: float(x[p, g]) for name, x in graded.scores.items()},
-                 length=c.num_tokens, finished=c.finished)
+  for p, problem in enumerate(graded.problems[:problems]):
+    for g, completion in enumerate(graded.completions[p][:completions]):
+      scores = {name: float(x[p, g]) for name, x in graded.scores.items()}
+      yield dict(prompt=problem.prompt, completion=completion.text, answer=problem.answer,
+                 reward=float(graded.rewards_PG[p, g]), scores=scores, length=completion.num_tokens,
+                 finished=completion.finished)
 
 
 def result(out, steps) -> dict:
-  """The evaluations before and after, from the records."""
+  """The evaluations before ('base_...') and after the run, from its records."""
   rows = [row for row in metrics.read(f'{out}/metrics.jsonl') if 'eval/pass_at_1' in row]
-  before, after = (next(row for row in rows if row['step'] == step) for step in (0, steps))
-  named = lambda row, prefix: {prefix + name.removeprefix('eval/'): value
-                               for name, value in row.items() if name != 'step'}
-  return {**named(before, 'base_'), **named(after, '')}
+  named = {}
+  for prefix, step in (('base_', 0), ('', steps)):
+    row = next(row for row in rows if row['step'] == step)
+    named |= {k.replace('eval/', prefix): v for k, v in row.items() if k != 'step'}
+  return named

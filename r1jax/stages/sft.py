@@ -5,9 +5,10 @@ from typing import Callable
 import jax
 import numpy as np
 
-from r1jax import checkpoint, evals, losses, metrics, model as model_lib, optim, packing, sharding
-from r1jax.types import Document, Reward, Rows, UserError
+from r1jax import checkpoint, evals, losses, metrics, model as model_lib, optim, packing
 from r1jax import rewards as rewards_lib
+from r1jax import seeds, sharding
+from r1jax.types import Document, Reward, Rows, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ def run(cfg: Config, out: str) -> dict:
   start_step = states.latest()
   state = states.restore(start_step, state) if start_step else state
   log = metrics.Log(out, cfg.steps, start_step)
-  order, pending = row_order(len(rows.tokens_BT), cfg.seed), None
+  order, pending = seeds.stream(range(len(rows.tokens_BT)), cfg.seed), None
   try:
     for step in range(start_step, cfg.steps):
       batch = make_batch(rows, [order(step * cfg.batch + b) for b in range(cfg.batch)],
@@ -80,7 +81,7 @@ def start(cfg, documents, machine, mesh):
     return checkpoint.load_model(cfg.init, machine, mesh)
   tokenizer = cfg.tokenizer([d.prompt + d.response for d in documents], cfg.scratch.V)
   model = model_lib.make(cfg.scratch, machine)
-  key = sharding.key(cfg.seed, 'init')
+  key = seeds.key(cfg.seed, 'init')
   where = sharding.shardings(model.axes(), jax.eval_shape(model.init, key), mesh)
   return model, jax.jit(model.init, out_shardings=where)(key), tokenizer
 
@@ -92,19 +93,6 @@ def encode(tokenizer, document, max_tokens):
   return ids[:max_tokens], min(len(prompt), max_tokens)
 
 
-def row_order(count, seed) -> Callable:
-  """number -> row, for ever: a new order each epoch, a function of the seed and the number."""
-  orders = {}
-
-  def row(number):
-    epoch, index = divmod(number, count)
-    if epoch not in orders:
-      orders[epoch] = np.asarray(jax.random.permutation(sharding.key(seed, 'order', epoch), count))
-    return orders[epoch][index]
-
-  return row
-
-
 def make_batch(rows, indices, micro, mesh) -> Rows:
   """The rows at `indices`, on the device, each learnt token with weight 1 / their number."""
   batch = Rows(*(x[np.asarray(indices)] for x in rows))
@@ -113,13 +101,10 @@ def make_batch(rows, indices, micro, mesh) -> Rows:
 
 
 def read(pending, log):
-  """Writes the numbers of a dispatched update; returns None. UserError where it is not finite."""
+  """Writes the numbers of a dispatched update; FloatingPointError if one is not finite."""
   if pending:
     step, lr, numbers, tokens = pending
     numbers = jax.device_get(numbers)
-    if not numbers['finite']:
-      bad = np.flatnonzero(~np.isfinite(numbers['loss_by_row']))
-      raise UserError(f'step {step}: the loss is not finite, in rows {bad.tolist()} of the batch; '
-                      f'nothing of this update was kept, the last good state is in {log.out}/state')
+    optim.check_finite(step, numbers, lambda row: f'in row {row} of the batch')
     log.step(step, dict(loss=float(numbers['loss']), grad_norm=float(numbers['grad_norm']), lr=lr),
              tokens)

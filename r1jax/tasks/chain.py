@@ -37,8 +37,10 @@ class Chain(NamedTuple):
 
   def text(self) -> str:
     """The givens: a=7 b=a+8 c=b-6."""
-    links = [f'{NAMES[i + 1]}={NAMES[i]}{sign}{digit}' for i, (sign, digit) in enumerate(self.links)]
-    return ' '.join([f'a={self.first}', *links])
+    out = [f'a={self.first}']
+    for before, name, (sign, digit) in zip(NAMES, NAMES[1:], self.links):
+      out.append(f'{name}={before}{sign}{digit}')
+    return ' '.join(out)
 
 
 def draw(rng: random.Random, split: str) -> Chain:
@@ -84,6 +86,7 @@ def load(split: str, count: int = 8192) -> list[Problem]:
 
 _STEP = re.compile(r'([b-j])=\d+[+-]\d+=\d')
 _VALUE = re.compile(r'([b-j])=\d')
+_GIVEN = re.compile(r'[b-j]=[a-j][+-]\d')
 
 
 def links_shown(text: str) -> tuple[int, int]:
@@ -98,27 +101,35 @@ def styles(graded) -> dict[str, float]:
   """
   direct, stepwise, right = [], [], graded.scores['accuracy'].ravel() > 0
   for problem, completions in zip(graded.problems, graded.completions):
-    needed = len(set(_VALUE.findall(problem.prompt))) + len(re.findall(r'[b-j]=[a-j]', problem.prompt))
+    needed = len(_GIVEN.findall(problem.prompt))
     for completion in completions:
       steps, values = links_shown(completion.text)
-      direct.append(values <= 1 and steps <= 0)
+      direct.append(values <= 1 and not steps)
       stepwise.append(steps >= needed)
   share = lambda rows: sum(rows) / len(rows)
   passed = lambda rows: sum(r for row, r in zip(rows, right) if row) / max(1, sum(rows))
-  return {
-      'direct': share(direct), 'direct_pass': passed(direct),
-      'stepwise': share(stepwise), 'stepwise_pass': passed(stepwise),
-  }
+  return dict(direct=share(direct), direct_pass=passed(direct), stepwise=share(stepwise),
+              stepwise_pass=passed(stepwise))
 
 
 # -- the base model's reading ----------------------------------------------------------------------
 
-ENGLISH = dict(start=['First', 'So', 'Start:', 'Well'], then=['then', 'next', 'so', 'and', 'now'],
-               guess=['I think', 'maybe', 'it looks like', 'probably'], fix=['wait, no', 'wrong, again'],
-               end=['done', 'that is it', 'good'], answer=['The answer is', 'It is'])
-CHINESE = dict(start=['首先', '好', '我们看'], then=['然后', '接着', '所以', '再'],
-               guess=['我猜', '大概', '应该是'], fix=['不对', '等等，错了'],
-               end=['好了', '完成', '算完了'], answer=['答案是', '等于'])
+ENGLISH = {
+    'start': ['First', 'So', 'Start:', 'Well'],
+    'then': ['then', 'next', 'so', 'and', 'now'],
+    'guess': ['I think', 'maybe', 'it looks like', 'probably'],
+    'fix': ['wait, no', 'wrong, again'],
+    'end': ['done', 'that is it', 'good'],
+    'answer': ['The answer is', 'It is'],
+}
+CHINESE = {
+    'start': ['首先', '好', '我们看'],
+    'then': ['然后', '接着', '所以', '再'],
+    'guess': ['我猜', '大概', '应该是'],
+    'fix': ['不对', '等等，错了'],
+    'end': ['好了', '完成', '算完了'],
+    'answer': ['答案是', '等于'],
+}
 
 
 def corpus(count: int = 40_000) -> list[Document]:

@@ -25,12 +25,11 @@ def load(split: str) -> list[Problem]:
   people = [(name, 'girl', 'She') for name in GIRLS] + [(name, 'boy', 'He') for name in BOYS]
   every = list(itertools.product(people, KINDS, THINGS, TURNS))
   random.Random('stories').shuffle(every)
-  return [
-      Problem(f'Once upon a time, there was a {kind} {child} named {name}. ' +
-              turn.format(who=who, name=name, thing=thing), thing)
-      for i, ((name, child, who), kind, thing, turn) in enumerate(every)
-      if (i % 8 == 0) == (split == 'test')
-  ]
+  problems = []
+  for (name, child, who), kind, thing, turn in every:
+    opening = f'Once upon a time, there was a {kind} {child} named {name}. '
+    problems.append(Problem(opening + turn.format(who=who, name=name, thing=thing), thing))
+  return [p for i, p in enumerate(problems) if (i % 8 == 0) == (split == 'test')]
 
 
 def mentions(problem: Problem, completion: Completion) -> float:
