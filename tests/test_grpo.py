@@ -8,7 +8,7 @@ import pytest
 
 from r1jax import grpo, rollout, sharding
 from r1jax.stages import rl
-from r1jax.types import Rollout
+from r1jax.types import Rollout, UserError
 
 close = np.testing.assert_allclose
 
@@ -221,9 +221,9 @@ def expected_at(estimator, theta, ref):
 
 
 def test_k1_is_refused_as_a_loss_term():
-  with pytest.raises(ValueError, match='k1.*k3 or k2'):
+  with pytest.raises(UserError, match='k1.*k3 or k2'):
     grpo.Objective(kl=grpo.k1)
-  with pytest.raises(ValueError, match='k1'):
+  with pytest.raises(UserError, match='k1'):
     dataclasses.replace(grpo.Objective(), kl=grpo.k1)
 
 

@@ -27,7 +27,7 @@ def experiment():
           scratch=model.Config(V=448, L=3, D=128, H=4, K=2, W=32, F=384, init_std=0.08),
           tokenizer=train_tokenizer,
           evaluation=EVALUATION,
-          steps=2600,
+          steps=3200,
           batch=16,
           row_tokens=128,
           optimizer=optim.Optimizer(lr=2e-3, schedule=optim.cosine, warmup_steps=40,

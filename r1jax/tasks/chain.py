@@ -143,7 +143,7 @@ def _text(rng):
     return _sums(rng)
   chain = draw(rng, 'train')
   words = _language(rng)
-  think = rng.choices([_direct, _skipping, _stepwise], [0.45, 0.15, 0.40])[0]
+  think = rng.choices([_direct, _skipping, _stepwise], [0.48, 0.15, 0.37])[0]
   thinking, answer = think(rng, chain, words)
   asked = question(rng, chain)
   if rng.random() < 0.75:
