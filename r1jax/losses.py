@@ -17,8 +17,10 @@ def token_logp(model, params, hidden_BTD, tokens_BT, temperature=1.0, chunk=0):
 
   def logp(hidden_BTD, tokens_BT):
     logits_BTV = model.logits(params, hidden_BTD) / temperature
-    picked_BT1 = jnp.take_along_axis(logits_BTV, tokens_BT[..., None], axis=-1)
-    return picked_BT1[..., 0] - jax.nn.logsumexp(logits_BTV, axis=-1)
+    # A comparison instead of a gather: its gradient is no scatter, and the vocabulary may be cut.
+    is_token_BTV = tokens_BT[..., None] == jnp.arange(logits_BTV.shape[-1])[None, None]
+    picked_BT = jnp.where(is_token_BTV, logits_BTV, 0).sum(axis=-1)
+    return picked_BT - jax.nn.logsumexp(logits_BTV, axis=-1)
 
   if not chunk or chunk >= B * T:
     return logp(hidden_BTD, tokens_BT)

@@ -57,7 +57,7 @@ class Log:
     self.files = {file: open(self.out / file, 'a', encoding='utf-8') for file in FILES}
     self.board = SummaryWriter(str(self.out / 'tensorboard'), purge_step=start + 1)
     self.began = self.last = time.monotonic()
-    self.shown, self.console = {}, Console(stderr=False)
+    self.console = Console()
     self.live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
     if self.live:
       self.live.start()
@@ -78,7 +78,8 @@ class Log:
     self._write('metrics.jsonl', dict(step=step, **metrics))
     for name, value in metrics.items():
       self.board.add_scalar(name, value, step)
-    self.say(f'{self.name}: step {step}: ' + ', '.join(f'{k} {v:.4g}' for k, v in metrics.items()))
+    numbers = (f'{name.removeprefix("eval/")} {_short(x)}' for name, x in metrics.items())
+    self.say(f'{self.name}  step {step}  evaluation: ' + ', '.join(numbers))
 
   def samples(self, step, rows):
     """A few sampled completions with their rewards."""
@@ -112,24 +113,26 @@ class Log:
   def _show(self, step, numbers):
     spent = time.monotonic() - self.began
     left = spent / max(1, step - self.start) * (self.steps - step)
-    self.shown = dict(stage=self.name, step=f'{step}/{self.steps}',
-                      **{k: f'{numbers[k]:.4g}' for k in VIEW if k in numbers},
-                      left=f'{int(left) // 60}m{int(left) % 60:02d}s')
+    shown = {name: _short(numbers[key]) for key, name in VIEW.items() if key in numbers}
+    shown = {
+        'step': f'{step}/{self.steps}', **shown, 'left': f'{left // 60:.0f}m{left % 60:02.0f}s'
+    }
     if self.live:
-      self.live.update(_table(self.shown), refresh=True)
+      table = Table('stage', *shown, show_edge=False)
+      table.add_row(self.name, *shown.values())
+      self.live.update(table, refresh=True)
     elif step % max(1, self.steps // 20) == 0 or step == self.start + 1:
-      self.say('  '.join(f'{k} {v}' if k != 'stage' else v for k, v in self.shown.items()))
+      self.say(f'{self.name}  ' + '  '.join(f'{name} {x}' for name, x in shown.items()))
 
 
-VIEW = ('reward', 'reward/accuracy', 'length', 'kl', 'loss', 'tokens_per_s')
+VIEW = {  # what the live view shows of an update, where it is there
+    'reward': 'reward', 'reward/accuracy': 'accuracy', 'length': 'length', 'kl': 'kl',
+    'loss': 'loss', 'tokens_per_s': 'tokens/s',
+}  # yapf: disable
 
 
-def _table(shown):
-  table = Table(show_edge=False)
-  for name in shown:
-    table.add_column(name.removeprefix('reward/'), justify='right')
-  table.add_row(*shown.values())
-  return table
+def _short(x):
+  return f'{x:.3f}' if abs(x) < 100 else f'{x:,.0f}'
 
 
 def print_samples(out, file=None, last=8) -> int:

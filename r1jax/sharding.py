@@ -133,3 +133,10 @@ def pad_rows(tree: Any, multiple: int) -> Any:
   """Host arrays with their leading axis padded with zeros to a multiple."""
   pad = lambda x: np.concatenate([x, np.zeros((-len(x) % multiple, *x.shape[1:]), x.dtype)])
   return jax.tree.map(lambda x: pad(np.asarray(x)), tree)
+
+
+def gather_weight(x):
+  """A weight that XLA has cut along fsdp and tensor, whole on each device; elsewhere as it is."""
+  mesh = jax.sharding.get_abstract_mesh()
+  cut = [axis for axis, size in mesh.shape.items() if axis != 'data' and size > 1]
+  return jax.lax.with_sharding_constraint(x, PartitionSpec()) if cut else x

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from r1jax.model import rope
-from r1jax.sharding import Machine
+from r1jax.sharding import Machine, gather_weight
 from r1jax.types import KV, Model
 
 Rope = rope.Default | rope.Linear | rope.Llama3 | rope.Yarn
@@ -30,12 +30,12 @@ class Config:
   W: int = 32  # head width
   F: int = 512  # ffn width
   max_tokens: int = 1024  # context length
-  rope: Rope = rope.Default()
-  norm_eps: float = 1e-6
+  rope: Rope = rope.Default()  # how positions turn queries and keys
+  norm_eps: float = 1e-6  # of RMSNorm
   qkv_bias: bool = False  # Qwen2
   qk_norm: bool = False  # Qwen3: RMSNorm over each query's and key's W
   tied: bool = True  # the head is the embedding
-  init_std: float = 0.02
+  init_std: float = 0.02  # of random weights; those into the residual are narrower by sqrt(2 L)
 
   R = property(lambda self: self.H // self.K)
   N = property(lambda self: self.H // self.K + 2)
@@ -244,7 +244,7 @@ class _Ends(_Weights):
     self.matrix = self.table if self.cfg.tied else self.weight('head', 'VD')
 
   def embed(self, tokens_BT):
-    return self.table[tokens_BT]
+    return gather_weight(self.table)[tokens_BT]  # rows are looked up in the whole table
 
   def norm(self, x_BTD):
     return rms_norm(x_BTD, self.scale, self.cfg.norm_eps)

@@ -58,7 +58,7 @@ def run(cfg: Config, out: str) -> dict:
   pending = []  # updates sent to the device whose numbers have not been read yet
   try:
     if not start:
-      log.evaluation(0, evaluate(state.params)[0])
+      assess(0, evaluate, state.params, log)
     for step in range(start, cfg.steps, cfg.minibatches):
       clock = [time.monotonic()]
       key = seeds.key(cfg.seed, 'rollout', step)
@@ -70,7 +70,7 @@ def run(cfg: Config, out: str) -> dict:
       rewards.check_errors(graded.errors, graded.rewards_PG.size, cfg.max_reward_errors)
       clock.append(time.monotonic())
 
-      for m in range(cfg.minibatches):
+      for m in range(cfg.minibatches):  # each is one update, with the rollout's old log-probs
         part = rollout.take(graded, range(m * cfg.batch, (m + 1) * cfg.batch))
         batch = make_batch(cfg, part, machine, mesh)
         if cfg.objective.beta:
@@ -86,7 +86,7 @@ def run(cfg: Config, out: str) -> dict:
       last = step == cfg.steps
       if last or (cfg.eval_every and step % cfg.eval_every == 0):
         pending = read(pending, log)
-        log.evaluation(step, evaluate(state.params)[0])
+        assess(step, evaluate, state.params, log)
       if last or step % cfg.save_every == 0:
         pending = read(pending, log)
         log.flush()  # before the state: what lies behind a state is always on record
@@ -196,6 +196,13 @@ def read(pending, log):
     clock = dict(sample_s=sampled - began, update_s=time.monotonic() - sampled)
     log.step(step, {**summarise(graded), **row}, tokens, clock)
   return []
+
+
+def assess(step, evaluate, params, log):
+  """Evaluates, and records the numbers and one completion of each of the first problems."""
+  numbers, graded = evaluate(params)
+  log.evaluation(step, numbers)
+  log.samples(step, records(graded, problems=10, completions=1))
 
 
 def summarise(graded) -> dict:
