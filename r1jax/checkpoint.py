@@ -93,7 +93,7 @@ def fingerprint(folder) -> str:
       shapes = reader.metadata(path).item_metadata.tree
       whole = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
       return hash_tree(reader.restore(path, restore_args=whole))
-  machine = sharding.Machine(unroll=False, remat=False)
+  machine = sharding.Machine(data=1, unroll=False, remat=False)
   return hash_tree(load_model(folder, machine, sharding.make_mesh(machine))[1])
 
 

@@ -113,6 +113,7 @@ def run_stage(file, stage) -> dict:
   out = pathlib.Path(stage.out)
   record, done = out / 'experiment.json', out / 'result.json'
   resolved = json.loads(json.dumps(describe(stage.config)))
+  sharding.start(stage.config.machine)  # before anything else uses jax
   parent = parent_of(stage.config.init)
   if record.exists():
     old = json.loads(record.read_text())
@@ -256,6 +257,10 @@ def main(argv=None) -> int:
   except UserError as error:
     print(f'r1jax: {error}', file=sys.stderr)
     return 2
+  except KeyboardInterrupt:
+    print('r1jax: interrupted; the same command continues from the last saved state',
+          file=sys.stderr)
+    return 130
 
 
 if __name__ == '__main__':
