@@ -50,7 +50,8 @@ def override(file, stages, argv) -> tuple[Stage, ...]:
   names = [pathlib.Path(stage.out).name for stage in stages]
   alone = len(stages) == 1  # a single stage's fields need no prefix
   prefix = lambda name: tyro.conf.arg(name='' if alone else name)
-  fields = [('out', str, '')]  # where results go, instead of the experiment's own folders
+  where = tyro.conf.arg(help='folder of the results, instead of the one the experiment names')
+  fields = [('out', Annotated[str, where], '')]
   fields += [(name, Annotated[type(stage.config), prefix(name)], stage.config)
              for name, stage in zip(names, stages)]
   experiment = dataclasses.make_dataclass('Experiment', fields, frozen=True)
@@ -200,9 +201,6 @@ def sample_text(argv):
   model, params, tokenizer = checkpoint.load_model(args.model, machine, mesh)
   cfg = sample.Sampling(args.max_tokens, args.temperature, args.top_p, args.top_k)
   length = len(tokenizer.encode(args.prompt))
-  if length + args.max_tokens > model.config.max_tokens:
-    raise UserError(f'the prompt has {length} tokens, which with --max-tokens {args.max_tokens} is '
-                    f'more than the model\'s context of {model.config.max_tokens}')
   sampler = rollout.make_sampler(model, tokenizer, cfg, args.number, length, machine, mesh, 1)
   calls = rollout.dispatch(sampler, params, seeds.key(args.seed, 'sample'), [0],
                            [Problem(args.prompt, '')])

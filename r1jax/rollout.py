@@ -33,6 +33,9 @@ def make_sampler(model, tokenizer, cfg: sample.Sampling, G, max_prompt_tokens, m
   """A Sampler of G completions a problem, for calls with about `problems` problems."""
   if G < 1 or problems < 1:
     raise UserError(f'{problems} problems with {G} completions each: there must be at least one')
+  if max_prompt_tokens + cfg.max_tokens > model.config.max_tokens:
+    raise UserError(f'prompts of {max_prompt_tokens} tokens and completions of {cfg.max_tokens} '
+                    f'exceed the model\'s context of {model.config.max_tokens}: lower a budget')
   jitted = sample.make_sampler(model, cfg, tokenizer.eos_ids, G, mesh, machine.pieces)
   data = mesh.shape['data']
   rows = min(max(1, machine.sample_rows // G), problems)

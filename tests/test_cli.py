@@ -129,7 +129,7 @@ def test_sample(cli, refused, finished):
   _, out, _ = cli(*ask, '--number', 4)
   assert len(set(out.splitlines())) > 1
   said = refused(*ask[:-1], 2000)
-  assert 'the prompt has 4 tokens' in said and '2000' in said and '1024' in said
+  assert 'prompts of 4 tokens' in said and '2000' in said and '1024' in said
 
 
 def test_samples(cli, refused, finished):
