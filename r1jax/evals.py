@@ -47,6 +47,7 @@ def summarise(cfg: Evaluation, rewards, graded) -> dict:
       **{name: scores.mean(dtype='float64') for name, scores in graded.scores.items()},
       'length': graded.rollout.lengths_PG.mean(),
       'finished': graded.rollout.finished_PG.mean(),
+      'errors': sum(map(len, graded.errors)),
       **(cfg.more(graded) if cfg.more else {}),
   }
   return {f'eval/{name}': float(value) for name, value in numbers.items()}

@@ -24,12 +24,12 @@ R1_ZERO = (Reward('accuracy', accuracy), Reward('format', format))  # same weigh
 
 def grade(rewards: Sequence[Reward], problems: Sequence[Problem],
           completions: Sequence[Sequence[Completion]]) -> tuple[dict, list]:
-  """Scores of P problems' G completions: {name: float32 [P, G]}, and the errors as sentences.
+  """Scores of P problems' G completions, {name: float32 [P, G]}, and P lists of error sentences.
 
   A function that raises or returns no finite number scores 0 there and is an error, never silent.
   """
   scores = {r.name: np.zeros((len(problems), len(completions[0])), np.float32) for r in rewards}
-  errors = []
+  errors = [[] for _ in problems]
   for reward in rewards:
     for p, problem in enumerate(problems):
       for g, completion in enumerate(completions[p]):
@@ -39,7 +39,7 @@ def grade(rewards: Sequence[Reward], problems: Sequence[Problem],
             raise ValueError(f'returned {score}')
           scores[reward.name][p, g] = score
         except Exception as error:  # a reward is code of the experiment's: anything may come
-          errors.append(f'reward {reward.name} failed on {completion.text[:200]!r}: {error!r}')
+          errors[p].append(f'reward {reward.name} failed on {completion.text[:200]!r}: {error!r}')
   return scores, errors
 
 
@@ -49,8 +49,9 @@ def total(rewards: Sequence[Reward], scores: dict, shape) -> np.ndarray:
   return sum(terms, start=np.zeros(shape, np.float32))
 
 
-def check_errors(errors: Sequence[str], samples: int, allowed: float):
+def check_errors(errors: Sequence[Sequence[str]], samples: int, allowed: float):
   """Raises UserError where more than `allowed` of the samples' rewards failed."""
-  if len(errors) > allowed * samples:
-    raise UserError(f'{len(errors)} rewards failed on {samples} samples, more than the allowed '
-                    f'share of {allowed:g}; the first: {errors[0]}')
+  failed = [error for of_problem in errors for error in of_problem]
+  if len(failed) > allowed * samples:
+    raise UserError(f'{len(failed)} rewards failed on {samples} samples, more than the allowed '
+                    f'share of {allowed:g}; the first: {failed[0]}')

@@ -25,7 +25,7 @@ class Graded(NamedTuple):
   completions: list  # P lists of G
   scores: dict  # reward name -> float32 [P, G]
   rewards_PG: Any  # their weighted sum
-  errors: list  # sentences of rewards that failed
+  errors: list  # P lists of sentences about rewards that failed
 
 
 def make_sampler(model, tokenizer, cfg: sample.Sampling, G, max_prompt_tokens, machine, mesh,
@@ -99,9 +99,9 @@ def concatenate(parts: list) -> Graded:
 
 
 def take(graded: Graded, indices) -> Graded:
-  """The problems at `indices`, without the errors."""
-  pick = lambda x: [x[i] for i in indices] if type(x) is list else x[np.asarray(indices)]
-  return jax.tree.map(pick, graded._replace(errors=()), is_leaf=_is_list)._replace(errors=[])
+  """The problems at `indices`."""
+  pick = lambda x: [x[i] for i in indices] if type(x) is list else x[np.asarray(indices, int)]
+  return jax.tree.map(pick, graded, is_leaf=_is_list)
 
 
 def _is_list(x):

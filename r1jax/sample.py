@@ -74,7 +74,8 @@ def make_sampler(model, cfg: Sampling, eos_ids, G, mesh, pieces=1):
 
     out = (jnp.zeros((C, B), jnp.int32), jnp.zeros((C, B)), jnp.zeros(B, jnp.int32))
     first_B1D = jnp.repeat(last_hidden(hidden_PTD, lengths_P), G, axis=0)
-    token_B, alive_B, out = draw(0, uniforms(keys_B, 0, 1)[0], first_B1D, jnp.ones(B, bool), out)
+    alive_B = lengths_B > 0  # rows without a prompt only fill up the batch
+    token_B, alive_B, out = draw(0, uniforms(keys_B, 0, 1)[0], first_B1D, alive_B, out)
     i, cache, start = 1, model.init_cache(B, 0), 1
     for end in piece_ends(C, pieces):
       unfinished = lambda state, end=end: (state[0] < end) & state[2].any()

@@ -58,7 +58,7 @@ def test_grading_adds_weighted_terms():
   np.testing.assert_array_equal(scores['format'], [[1, 0, 0], [1, 0, 1]])
   total = rewards.total(terms, scores, (2, 3))
   np.testing.assert_array_equal(total, [[1.5, 1, 0], [0.5, 1, 0.5]])
-  assert not errors and total.dtype == np.float32
+  assert not any(errors) and total.dtype == np.float32
 
 
 def bad(problem, completion):
@@ -74,14 +74,15 @@ def test_a_failing_reward_is_counted_and_scores_zero():
   scores, errors = rewards.grade([Reward('bad', bad)], [Problem('', '')],
                                  [[completion(t) for t in texts]])
   np.testing.assert_array_equal(scores['bad'], [[1, 0, 0, 0, 0, 1]])
+  errors, = errors
   assert len(errors) == 4
   for error, text, cause in zip(errors, texts[1:], ['KeyError', 'nan', 'inf', 'TypeError']):
     assert error.startswith(f"reward bad failed on '{text}'") and cause in error
 
 
 def test_too_many_errors_stop_the_run():
-  rewards.check_errors(['one'], samples=100, allowed=0.01)
+  rewards.check_errors([['one'], []], samples=100, allowed=0.01)
   with pytest.raises(UserError, match='2 rewards failed on 100 samples.*0.01; the first: one'):
-    rewards.check_errors(['one', 'two'], samples=100, allowed=0.01)
+    rewards.check_errors([['one'], ['two']], samples=100, allowed=0.01)
   with pytest.raises(UserError):
-    rewards.check_errors(['one'], samples=10**6, allowed=0.0)
+    rewards.check_errors([[], ['one']], samples=10**6, allowed=0.0)

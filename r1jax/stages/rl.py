@@ -66,8 +66,8 @@ def run(cfg: Config, out: str) -> dict:
       calls = rollout.dispatch(sampler, state.params, key, numbers, [problems(n) for n in numbers])
       pending = read(pending, log)  # the last updates' numbers, while the device samples
       graded = rollout.collect(sampler, calls, cfg.rewards)
-      graded = resample(cfg, graded, numbers[-1] + 1, sampler, state.params, key, problems)
       rewards.check_errors(graded.errors, graded.rewards_PG.size, cfg.max_reward_errors)
+      graded = resample(cfg, graded, numbers[-1] + 1, sampler, state.params, key, problems)
       clock.append(time.monotonic())
 
       for m in range(cfg.minibatches):  # each is one update, with the rollout's old log-probs
@@ -126,9 +126,9 @@ def resample(cfg, graded, first, sampler, params, key, problems):
       break
     calls = rollout.dispatch(sampler, params, key, numbers, [problems(n) for n in numbers])
     fresh = rollout.collect(sampler, calls, cfg.rewards)
-    errors = graded.errors + fresh.errors
-    both = rollout.concatenate([rollout.take(graded, np.flatnonzero(~equal)), fresh])
-    graded, first = both._replace(errors=errors), numbers[-1] + 1
+    rewards.check_errors(fresh.errors, fresh.rewards_PG.size, cfg.max_reward_errors)
+    graded = rollout.concatenate([rollout.take(graded, np.flatnonzero(~equal)), fresh])
+    first = numbers[-1] + 1
   return graded
 
 
@@ -214,7 +214,7 @@ def summarise(graded) -> dict:
       'length': mean(graded.rollout.lengths_PG),
       'finished': mean(graded.rollout.finished_PG),
       'degenerate': mean(grpo.degenerate(graded.rewards_PG)),
-      'reward/errors': len(graded.errors),
+      'reward/errors': sum(map(len, graded.errors)),
   }
 
 
