@@ -36,9 +36,9 @@ def load_experiment(file) -> tuple[Stage, ...]:
   except UserError:
     raise
   except Exception as error:
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    raise UserError(f'{file} raised {type(error).__name__}: {error} (line {last.lineno} of '
-                    f'{last.filename})') from error
+    frames = traceback.extract_tb(error.__traceback__)
+    line = next((f.lineno for f in reversed(frames) if f.filename == str(file)), None)
+    raise UserError(f'{file} raised {type(error).__name__}: {error} (line {line})') from error
   stages = found if isinstance(found, tuple) else (found,)
   if not stages or not all(isinstance(stage, Stage) for stage in stages):
     raise UserError(f'{file}: experiment() must return a Stage or a tuple of Stages, not {found!r}')

@@ -10,7 +10,8 @@ from r1jax.tasks import stories
 from r1jax.types import Reward, Stage
 
 OUT = 'runs/stories/zero'
-MODEL = pathlib.Path(__file__).parents[3] / 'shared' / 'data' / 'models' / 'stories260K' / 'hf'
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+MODEL = ROOT.parent / 'shared' / 'data' / 'models' / 'stories260K' / 'hf'
 BUDGET = sample.Sampling(max_tokens=192)
 
 
