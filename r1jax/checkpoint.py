@@ -41,13 +41,17 @@ def load_model(folder, machine, mesh):
   else:
     raise UserError(f'{folder} has a config.json but neither params/ nor *.safetensors: the stage '
                     'that writes it is not finished')
-  return model, params, tokenizer_lib.load(folder)
+  tokenizer = tokenizer_lib.load(folder)
+  if tokenizer.vocab_size > model.config.V:
+    raise UserError(f'the tokenizer in {folder} has {tokenizer.vocab_size} tokens, the model only '
+                    f'{model.config.V}: they do not belong together')
+  return model, params, tokenizer
 
 
 def save_model(folder, model, params, tokenizer):
   """Makes `folder` a model folder that load_model reads."""
   folder = pathlib.Path(folder)
-  hf.write_config(model.config, folder, sorted(tokenizer.eos_ids))
+  hf.write_config(model.config, folder, sorted(tokenizer.eos_ids), tokenizer.bos_id)
   tokenizer.save(folder)
   with ocp.StandardCheckpointer() as saver:
     saver.save((folder / 'params').absolute(), params, force=True)
@@ -79,7 +83,7 @@ def _by_name(tree):
 
 def export(folder, model, params, tokenizer):
   """Writes a Hugging Face folder: config, safetensors, tokenizer."""
-  hf.write_config(model.config, folder, sorted(tokenizer.eos_ids))
+  hf.write_config(model.config, folder, sorted(tokenizer.eos_ids), tokenizer.bos_id)
   hf.save_params(folder, model.config, params)
   tokenizer.save(folder)
 
@@ -126,7 +130,7 @@ class States:
   def save(self, step: int, state: TrainState):
     """Saves in the background; a kill meanwhile leaves the earlier states as they were."""
     if step in self.manager.all_steps():
-      return  # saved before the kill that this run continues from
+      return  # as when a failed update leaves the state that was just saved
     items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
     meta = ocp.args.JsonSave({'step': step})
     self.manager.save(step, args=ocp.args.Composite(meta=meta, **items))
@@ -148,6 +152,10 @@ class States:
     if int(state.step) % every == 0 and int(state.step):
       self.save(int(state.step), state)
       self.manager.wait_until_finished()
+    return self.last_good()
+
+  def last_good(self) -> str:
+    """Says in words where the newest saved state is."""
     step = self.latest()
     return (f'the last good state, of step {step}, is in {self.folder}'
             if step else 'the last good state is the one that the stage started from')
@@ -155,11 +163,6 @@ class States:
   def close(self):
     """Waits for a save under way."""
     self.manager.close()
-
-
-def short_hash(text) -> str:
-  """16 hexadecimal digits of a text's sha256."""
-  return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _items(state):

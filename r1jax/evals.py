@@ -15,7 +15,7 @@ class Evaluation:
   num_problems: int = 512  # the first so many of the split
   k: int = 1  # samples a problem
   sampling: Sampling = Sampling()  # how they are drawn
-  more: Callable | None = None  # graded samples -> further numbers of the task
+  more: Callable | None = None  # graded samples, right [P, k] -> further numbers of the task
 
 
 def make_evaluate(cfg: Evaluation, rewards, model, tokenizer, max_prompt_tokens, seed, machine,
@@ -26,6 +26,7 @@ def make_evaluate(cfg: Evaluation, rewards, model, tokenizer, max_prompt_tokens,
   problems' standard deviation over the square root of their number. The same draws every time.
   """
   problems = cfg.problems(cfg.split)[:cfg.num_problems]
+  rollout.encode(tokenizer, problems, max_prompt_tokens)  # too long a prompt shows before the work
   sampler = rollout.make_sampler(model, tokenizer, cfg.sampling, cfg.k, max_prompt_tokens, machine,
                                  mesh, len(problems))
   key = seeds.key(seed, 'evaluation')
@@ -40,14 +41,16 @@ def make_evaluate(cfg: Evaluation, rewards, model, tokenizer, max_prompt_tokens,
 
 def summarise(cfg: Evaluation, rewards, graded) -> dict:
   """The numbers of an evaluation, plain floats."""
-  right_P = graded.scores[rewards[0].name].mean(axis=1, dtype='float64')
+  right_PG = graded.scores[rewards[0].name]
+  right_P = right_PG.mean(axis=1, dtype='float64')
   numbers = {
       'pass_at_1': right_P.mean(),
-      'pass_at_1_stderr': right_P.std(ddof=1) / len(right_P)**0.5,
+      'pass_at_1_stderr': right_P.std(ddof=min(1,
+                                               len(right_P) - 1)) / len(right_P)**0.5,
       **{name: scores.mean(dtype='float64') for name, scores in graded.scores.items()},
       'length': graded.rollout.lengths_PG.mean(),
       'finished': graded.rollout.finished_PG.mean(),
       'errors': sum(map(len, graded.errors)),
-      **(cfg.more(graded) if cfg.more else {}),
+      **(cfg.more(graded, right_PG) if cfg.more else {}),
   }
   return {f'eval/{name}': float(value) for name, value in numbers.items()}

@@ -2,6 +2,7 @@
 import argparse
 import dataclasses
 import functools
+import hashlib
 import importlib.metadata
 import json
 import pathlib
@@ -48,12 +49,14 @@ def load_experiment(file) -> tuple[Stage, ...]:
 def override(file, stages, argv) -> tuple[Stage, ...]:
   """The stages with the command line's fields in place: typed, unknown ones refused by name."""
   names = [pathlib.Path(stage.out).name for stage in stages]
+  if len(set(names)) < len(names):
+    raise UserError(f'{file}: the stages\' folders are named {names}; give each a name of its own')
   alone = len(stages) == 1  # a single stage's fields need no prefix
   prefix = lambda name: tyro.conf.arg(name='' if alone else name)
   where = tyro.conf.arg(help='folder of the results, instead of the one the experiment names')
   fields = [('out', Annotated[str, where], '')]
-  fields += [(name, Annotated[type(stage.config), prefix(name)], stage.config)
-             for name, stage in zip(names, stages)]
+  fields += [(f'stage{i}', Annotated[type(stage.config), prefix(name)], stage.config)
+             for i, (name, stage) in enumerate(zip(names, stages))]
   experiment = dataclasses.make_dataclass('Experiment', fields, frozen=True)
   args = tyro.cli(experiment, prog=f'r1jax run {file}', args=argv,
                   config=(tyro.conf.AvoidSubcommands,))
@@ -61,8 +64,8 @@ def override(file, stages, argv) -> tuple[Stage, ...]:
   if args.out:
     moved = {s.out: args.out if alone else f'{args.out}/{n}' for s, n in zip(stages, names)}
   out = []
-  for name, stage in zip(names, stages):
-    config = vars(args)[name]
+  for i, stage in enumerate(stages):
+    config = vars(args)[f'stage{i}']
     config = dataclasses.replace(config, init=moved.get(config.init, config.init))
     out.append(Stage(stage.run, config, moved[stage.out]))
   return tuple(out)
@@ -72,6 +75,8 @@ def describe(value):
   """A config as JSON says it: functions by their names."""
   if dataclasses.is_dataclass(value):
     return {f.name: describe(vars(value)[f.name]) for f in dataclasses.fields(value)}
+  if isinstance(value, pathlib.PurePath):
+    return str(value)
   if isinstance(value, functools.partial):
     return [describe(value.func), *map(describe, value.args), describe(value.keywords)]
   if callable(value):
@@ -114,7 +119,7 @@ def run_stage(file, stage) -> dict:
   out = pathlib.Path(stage.out)
   record, done = out / 'experiment.json', out / 'result.json'
   resolved = json.loads(json.dumps(describe(stage.config)))
-  sharding.start(stage.config.machine)  # before anything else uses jax
+  machine, _ = sharding.start(stage.config.machine)  # before anything else uses jax
   parent = parent_of(stage.config.init)
   if record.exists():
     old = json.loads(record.read_text())
@@ -129,6 +134,7 @@ def run_stage(file, stage) -> dict:
     return json.loads(done.read_text())['result']
   out.mkdir(parents=True, exist_ok=True)
   row = dict(file=str(file), config=resolved, parent=parent, commit=commit(),
+             machine=describe(machine), devices=list(map(str, jax.devices())),
              versions={n: importlib.metadata.version(n) for n in ('jax', 'flax', 'optax')})
   metrics.write_aside(record, json.dumps(row, indent=1, ensure_ascii=False))
   print(f'{out.name}: into {out}', flush=True)
@@ -159,10 +165,12 @@ def use_compilation_cache():
   if jax.config.jax_compilation_cache_dir:
     return
   try:
-    cpu = ''.join(sorted(set(pathlib.Path('/proc/cpuinfo').read_text().split('\n\n')[0].split())))
+    lines = set(pathlib.Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines())
   except OSError:
-    cpu = ''
-  folder = pathlib.Path.home() / '.cache' / 'r1jax' / checkpoint.short_hash(cpu)
+    lines = {}
+  kinds = ('vendor_id', 'model name', 'flags', 'Features')
+  cpu = '\n'.join(sorted(line for line in lines if line.startswith(kinds)))
+  folder = pathlib.Path.home() / '.cache' / 'r1jax' / hashlib.sha256(cpu.encode()).hexdigest()[:16]
   jax.config.update('jax_compilation_cache_dir', str(folder))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
@@ -256,8 +264,8 @@ def main(argv=None) -> int:
     print(f'r1jax: {error}', file=sys.stderr)
     return 2
   except KeyboardInterrupt:
-    print('r1jax: interrupted; the same command continues from the last saved state',
-          file=sys.stderr)
+    more = '; the same command continues from the last saved state' if argv[0] == 'run' else ''
+    print(f'r1jax: interrupted{more}', file=sys.stderr)
     return 130
 
 

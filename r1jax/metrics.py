@@ -62,11 +62,14 @@ class Log:
     if self.live:
       self.live.start()
 
-  def step(self, step, metrics, tokens, speed=None):
-    """One update's numbers: `metrics` from the seed alone, `speed` and tokens/s from the clock."""
-    now = time.monotonic()
-    spent, self.last = now - self.last, now
-    speed = dict(speed or {}, seconds=spent, tokens_per_s=tokens / spent)
+  def lap(self) -> float:
+    """Seconds since the last lap ended."""
+    last, self.last = self.last, time.monotonic()
+    return self.last - last
+
+  def step(self, step, metrics, tokens, seconds, speed=None):
+    """One update's numbers: `metrics` from the seed alone, seconds and `speed` from the clock."""
+    speed = dict(speed or {}, seconds=seconds, tokens_per_s=tokens / seconds)
     self._write('metrics.jsonl', dict(step=step, **metrics))
     self._write('speed.jsonl', dict(step=step, **speed))
     for name, value in {**metrics, **speed}.items():
@@ -80,6 +83,7 @@ class Log:
       self.board.add_scalar(name, value, step)
     numbers = (f'{name.removeprefix("eval/")} {_short(x)}' for name, x in metrics.items())
     self.say(f'{self.name}  step {step}  evaluation: ' + ', '.join(numbers))
+    self.lap()  # the next update's seconds are its own
 
   def samples(self, step, rows):
     """A few sampled completions with their rewards."""

@@ -22,6 +22,14 @@ def format(problem: Problem, completion: Completion) -> float:
 R1_ZERO = (Reward('accuracy', accuracy), Reward('format', format))  # same weight, v2 eq. 4
 
 
+def check(rewards: Sequence[Reward]):
+  """Raises UserError where the rewards' names do not tell them apart from all else on record."""
+  names, others = [r.name for r in rewards], {'errors', 'length', 'finished', 'pass_at_1'}
+  if not names or len(set(names)) < len(names) or others & set(names):
+    raise UserError(f'the rewards are named {names}: there must be at least one, no two alike, and '
+                    f'none of {sorted(others)}')
+
+
 def grade(rewards: Sequence[Reward], problems: Sequence[Problem],
           completions: Sequence[Sequence[Completion]]) -> tuple[dict, list]:
   """Scores of P problems' G completions, {name: float32 [P, G]}, and P lists of error sentences.

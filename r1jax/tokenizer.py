@@ -34,6 +34,7 @@ class Tokenizer(NamedTuple):
   eos_ids: frozenset[int]  # any of them ends a completion
   vocab_size: int
   save: Callable  # folder -> None, writes the tokenizer's own files
+  bos_id: int | None = None  # what config.json has to say for `load` to give the same again
 
 
 def load(folder) -> Tokenizer:
@@ -113,7 +114,8 @@ def _sentencepiece(path, files, own, model, eos):
     text = data.decode('utf-8', errors='replace')  # a completion may end inside a character
     return text.removeprefix(' ') if adds_space and front and list(ids[:1]) == front else text
 
-  return Tokenizer(encode, decode, eos, size, lambda folder: _save(folder, files))
+  return Tokenizer(encode, decode, eos, size, lambda folder: _save(folder, files),
+                   model.get('bos_token_id'))
 
 
 def _bytes_of(pieces, i):
@@ -128,7 +130,6 @@ def _bytes_of(pieces, i):
 
 def _huggingface(path, files, own, model, eos):
   """The same of tokenizer.json."""
-  del model  # the file itself says whether BOS comes first
   try:
     inner = tokenizers.Tokenizer.from_str(files['tokenizer.json'].decode('utf-8'))
   except Exception as e:  # the library raises nothing narrower
@@ -153,7 +154,7 @@ def _huggingface(path, files, own, model, eos):
 
   size = max(inner.get_vocab().values()) + 1
   return Tokenizer(lambda text: inner.encode(text).ids, decode, eos, size,
-                   lambda folder: _save(folder, files))
+                   lambda folder: _save(folder, files), model.get('bos_token_id'))
 
 
 def _own_eos(path, eos_id):

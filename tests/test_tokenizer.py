@@ -10,6 +10,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, processors
 
 from r1jax import tokenizer
+from r1jax.model import hf as hf_config
 from r1jax.types import UserError
 
 HERE = Path(__file__).parent
@@ -169,3 +170,15 @@ def test_llama_sentencepiece_begins_with_bos(name):
   assert tok.vocab_size == pieces.vocab_size() and tok.eos_ids == {1, 2}
   for cut in range(2, len(ids)):  # cut at 1, the space before the text would be the completion's
     assert tok.decode(ids[:cut]) + tok.decode([*ids[cut:], 2]) == text
+
+
+def test_a_saved_model_folder_reads_prompts_as_its_source_did(tmp_path):
+  source = DATA / 'stories260K/hf'
+  if not source.exists():
+    pytest.skip(f'{source} is not there: set R1JAX_DATA to the folder that holds stories260K')
+  before = tokenizer.load(source)
+  before.save(tmp_path)
+  hf_config.write_config(hf_config.read_config(source), tmp_path, before.eos_ids, before.bos_id)
+  after = tokenizer.load(tmp_path)
+  assert after.encode('Once upon a time') == before.encode('Once upon a time')
+  assert after.encode('Once upon a time')[0] == 1

@@ -42,7 +42,9 @@ def run(cfg: Config, out: str) -> dict:
   check(cfg)
   machine, mesh = sharding.start(cfg.machine)
   model, params, tokenizer = checkpoint.load_model(cfg.init, machine, mesh)
-  problems = seeds.stream(cfg.problems('train'), cfg.seed)
+  train = cfg.problems('train')
+  rollout.encode(tokenizer, train, cfg.max_prompt_tokens)  # too long a prompt shows before the work
+  problems = seeds.stream(train, cfg.seed)
   sampler = rollout.make_sampler(model, tokenizer, cfg.sampling, cfg.group, cfg.max_prompt_tokens,
                                  machine, mesh, cfg.batch * cfg.minibatches)
   evaluate = evals.make_evaluate(cfg.evaluation, cfg.rewards, model, tokenizer,
@@ -82,6 +84,7 @@ def run(cfg: Config, out: str) -> dict:
       if step % cfg.samples_every == 0:
         log.samples(step, records(graded))
       if cfg.objective.beta and cfg.refresh_every and step % cfg.refresh_every == 0:
+        pending = read(pending, log)  # a failed update must not change the reference
         state = state._replace(reference=optim.copy(state.params))
       last = step == cfg.steps
       if last or (cfg.eval_every and step % cfg.eval_every == 0):
@@ -91,7 +94,8 @@ def run(cfg: Config, out: str) -> dict:
         pending = read(pending, log)
         log.flush()  # before the state: what lies behind a state is always on record
         states.save(step, state)
-  except FloatingPointError as error:
+  except (FloatingPointError, UserError) as error:
+    log.flush()
     raise UserError(f'{error}; {states.keep_last_good(state, cfg.minibatches)}') from error
   finally:
     states.close()
@@ -105,6 +109,11 @@ def check(cfg: Config):
   if cfg.sampling.temperature == 0 or cfg.sampling.top_p < 1 or cfg.sampling.top_k:
     raise UserError('rl samples from the whole distribution that it trains: sampling.temperature '
                     'must be above 0, top_p 1 and top_k 0 (an evaluation may cut)')
+  rewards.check(cfg.rewards)
+  for name, least in dict(steps=1, batch=1, group=2, minibatches=1, save_every=1,
+                          samples_every=1).items():
+    if vars(cfg)[name] < least:
+      raise UserError(f'{name} is {vars(cfg)[name]} and must be at least {least}')
   for name in ('steps', 'refresh_every', 'save_every', 'eval_every', 'samples_every'):
     if vars(cfg)[name] % cfg.minibatches:
       raise UserError(f'{name} is {vars(cfg)[name]}, not a multiple of minibatches, '
@@ -118,7 +127,10 @@ def problem_numbers(cfg, step):
 
 
 def resample(cfg, graded, first, sampler, params, key, problems):
-  """Puts fresh problems in the place of groups whose rewards are all equal, cfg.resample times."""
+  """Puts fresh problems in the place of groups whose rewards are all equal, cfg.resample times.
+
+  The errors of a group that goes stay on record.
+  """
   for _ in range(cfg.resample):
     equal = grpo.degenerate(graded.rewards_PG)
     numbers = range(first, first + int(equal.sum()))
@@ -127,8 +139,11 @@ def resample(cfg, graded, first, sampler, params, key, problems):
     calls = rollout.dispatch(sampler, params, key, numbers, [problems(n) for n in numbers])
     fresh = rollout.collect(sampler, calls, cfg.rewards)
     rewards.check_errors(fresh.errors, fresh.rewards_PG.size, cfg.max_reward_errors)
-    graded = rollout.concatenate([rollout.take(graded, np.flatnonzero(~equal)), fresh])
-    first = numbers[-1] + 1
+    old = rollout.take(graded, np.flatnonzero(equal))
+    fresh = fresh._replace(errors=[a + b for a, b in zip(old.errors, fresh.errors)])
+    place = np.arange(len(equal))
+    place[equal] = len(equal) + np.arange(len(numbers))
+    graded, first = rollout.take(rollout.concatenate([graded, fresh]), place), numbers[-1] + 1
   return graded
 
 
@@ -147,16 +162,18 @@ def make_steps(cfg, model, machine, mesh):
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), per_token + others)
     return grpo.loss(cfg.objective, *flat)
 
-  micro = micro_shape(cfg.group, machine.micro_rows)[0]
+  micro = micro_shape(cfg, machine, mesh)[0]
   tx = optim.chain(cfg.optimizer, cfg.steps)
   update = optim.make_update(loss, model, tx, mesh, micro)
   return update, optim.make_map(logp, model, mesh, micro), tx
 
 
-def micro_shape(G, micro_rows):
-  """(problems, completions of each) that make about micro_rows rows; the latter divides G."""
-  g = max(n for n in range(1, G + 1) if G % n == 0 and n <= max(1, micro_rows))
-  return max(1, micro_rows // g), g
+def micro_shape(cfg, machine, mesh):
+  """(problems, completions of each) that a device trains on at once, about machine.micro_rows in
+  all and no more than its share of the batch; the latter divides the group."""
+  rows = max(1, min(machine.micro_rows, -(-cfg.batch * cfg.group // mesh.shape['data'])))
+  g = max(n for n in range(1, cfg.group + 1) if cfg.group % n == 0 and n <= rows)
+  return rows // g, g
 
 
 def make_batch(cfg, graded, machine, mesh) -> Batch:
@@ -169,7 +186,7 @@ def make_batch(cfg, graded, machine, mesh) -> Batch:
                 cfg.objective.advantages(graded.rewards_PG), cfg.objective.aggregate(mask_PGC))
   longest = int(rollout_.lengths_PG.max())
   bucket = next(end for end in sample.piece_ends(C, machine.pieces) if end >= longest)
-  problems, g = micro_shape(cfg.group, machine.micro_rows)
+  problems, g = micro_shape(cfg, machine, mesh)
   shapes = Batch('P', 'P', 'PGC', 'PG', 'PGC', None, 'PG', 'PGC')
 
   def lay_out(x, letters):
@@ -184,6 +201,8 @@ def make_batch(cfg, graded, machine, mesh) -> Batch:
 
 def read(pending, log):
   """Writes the numbers of dispatched updates, returns []; FloatingPointError if not finite."""
+  jax.block_until_ready([numbers for _, _, _, numbers, _ in pending])
+  seconds = log.lap() / len(pending) if pending else 0
   for step, lr, graded, numbers, (began, sampled) in pending:
     numbers = jax.device_get(numbers)
     G = graded.rewards_PG.shape[1]
@@ -194,7 +213,7 @@ def read(pending, log):
     row = {name: float(numbers[name]) / max(tokens, 1) for name in means if name in numbers}
     row.update(loss=float(numbers['loss']), grad_norm=float(numbers['grad_norm']), lr=lr)
     clock = dict(sample_s=sampled - began, update_s=time.monotonic() - sampled)
-    log.step(step, {**summarise(graded), **row}, tokens, clock)
+    log.step(step, {**summarise(graded), **row}, tokens, seconds, clock)
   return []
 
 

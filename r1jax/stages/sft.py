@@ -34,12 +34,17 @@ def run(cfg: Config, out: str) -> dict:
   """Trains, leaves everything in the folder `out`, returns the result's numbers."""
   machine, mesh = sharding.start(cfg.machine)
   documents = cfg.documents()
+  if not documents or min(cfg.steps, cfg.batch, cfg.save_every) < 1:
+    raise UserError('there must be documents, and steps, batch and save_every of at least 1')
   model, params, tokenizer = start(cfg, documents, machine, mesh)
   rows = packing.pack([encode(tokenizer, d, cfg.row_tokens) for d in documents], cfg.row_tokens)
   tx = optim.chain(cfg.optimizer, cfg.steps)
   learning_rate = optim.learning_rate(cfg.optimizer, cfg.steps)
   loss = lambda params, part: losses.cross_entropy(model, params, part, machine.logp_chunk)
-  update = optim.make_update(loss, model, tx, mesh, machine.micro_rows)
+  micro = min(machine.micro_rows, -(-cfg.batch // mesh.shape['data']))
+  update = optim.make_update(loss, model, tx, mesh, micro)
+  evaluate = cfg.evaluation and evals.make_evaluate(cfg.evaluation, cfg.rewards, model, tokenizer,
+                                                    cfg.max_prompt_tokens, cfg.seed, machine, mesh)
 
   state = optim.init(tx, params)
   states = checkpoint.States(out)
@@ -49,8 +54,8 @@ def run(cfg: Config, out: str) -> dict:
   order, pending = seeds.stream(range(len(rows.tokens_BT)), cfg.seed), None
   try:
     for step in range(start_step, cfg.steps):
-      batch = make_batch(rows, [order(step * cfg.batch + b) for b in range(cfg.batch)],
-                         machine.micro_rows, mesh)
+      indices = [order(step * cfg.batch + b) for b in range(cfg.batch)]
+      batch = make_batch(rows, indices, micro, mesh)
       state, numbers = update(state, batch)
       pending = read(pending, log)  # the last update's numbers, while this one runs
       pending = (step + 1, float(learning_rate(step)), numbers, cfg.batch * cfg.row_tokens)
@@ -59,12 +64,12 @@ def run(cfg: Config, out: str) -> dict:
         log.flush()  # before the state: what lies behind a state is always on record
         states.save(step + 1, state)
     result = {}
-    if cfg.evaluation:
-      evaluate = evals.make_evaluate(cfg.evaluation, cfg.rewards, model, tokenizer,
-                                     cfg.max_prompt_tokens, cfg.seed, machine, mesh)
+    if evaluate:
       result = evaluate(state.params)[0]
       if not any('eval/pass_at_1' in row for row in metrics.read(f'{out}/metrics.jsonl')):
         log.evaluation(cfg.steps, result)  # else it was there before a kill
+  except FloatingPointError as error:
+    raise UserError(f'{error}; {states.last_good()}') from error
   finally:
     states.close()
     log.close()
@@ -74,7 +79,7 @@ def run(cfg: Config, out: str) -> dict:
 
 def start(cfg, documents, machine, mesh):
   """(model, params, tokenizer): cfg.init's, or new ones."""
-  if bool(cfg.init) == bool(cfg.scratch and cfg.tokenizer):
+  if bool(cfg.init) == bool(cfg.scratch) or bool(cfg.scratch) != bool(cfg.tokenizer):
     raise UserError('give either init, the model to start from, or scratch and tokenizer, to start '
                     'from nothing')
   if cfg.init:
@@ -106,5 +111,5 @@ def read(pending, log):
     step, lr, numbers, tokens = pending
     numbers = jax.device_get(numbers)
     optim.check_finite(step, numbers, lambda row: f'in row {row} of the batch')
-    log.step(step, dict(loss=float(numbers['loss']), grad_norm=float(numbers['grad_norm']), lr=lr),
-             tokens)
+    row = dict(loss=float(numbers['loss']), grad_norm=float(numbers['grad_norm']), lr=lr)
+    log.step(step, row, tokens, log.lap())

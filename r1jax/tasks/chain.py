@@ -94,12 +94,12 @@ def links_shown(text: str) -> tuple[int, int]:
   return len(set(_STEP.findall(text))), len(set(_VALUE.findall(text)))
 
 
-def styles(graded) -> dict[str, float]:
+def styles(graded, right_PG) -> dict[str, float]:
   """How samples answer and how often each way is right.
 
   Direct: no variable before the last gets a value. Stepwise: every link is worked out.
   """
-  direct, stepwise, right = [], [], graded.scores['accuracy'].ravel() > 0
+  direct, stepwise, right = [], [], right_PG.ravel() > 0
   for problem, completions in zip(graded.problems, graded.completions):
     needed = len(_GIVEN.findall(problem.prompt))
     for completion in completions:
