@@ -115,10 +115,7 @@ def test_eval_gives_the_numbers_of_the_run(cli, finished):
   assert code == 0
   numbers = json.loads(out.removeprefix('result '))
   stored = json.loads((finished / 'out/zero/result.json').read_text())['result']
-  assert numbers == {
-      f'eval/{k}': stored[k]
-      for k in ('pass_at_1', 'pass_at_1_stderr', 'accuracy', 'brevity', 'length', 'finished')
-  }
+  assert numbers == {f'eval/{k}': stored[k] for k in stored if not k.startswith('base_')}
 
 
 def test_sample(cli, refused, finished):

@@ -25,7 +25,7 @@ def log(tmp_path):
 def write(log, steps):
   for step in steps:
     log.samples(step, [dict(text=f'样本 {step}')])
-    log.step(step, dict(reward=step / 3, loss=-1e-9), tokens=10)
+    log.step(step, dict(reward=step / 3, loss=-1e-9), tokens=10, seconds=0.5)
   log.flush()
 
 

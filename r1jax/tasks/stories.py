@@ -15,7 +15,7 @@ BOYS = 'Tim Tom Ben Max Sam Jack Bob Leo'.split()
 KINDS = 'little happy kind nice'.split()
 THINGS = ('ball cake boat car book hat flower bird cat dog fish apple toy box tree doll kite bear '
           'cookie bike drum leaf frog shell').split()
-TURNS = ('{who} wanted a {thing}.', 'One day, {who} went to look for a {thing}.',
+TURNS = ('{who} wanted a {thing}.', 'One day, {name} went to look for a {thing}.',
          '{name} had a {thing}.', '{who} liked the big {thing} very much.')
 LEAST_WORDS = 25  # of a completion, so that ending at once is no story
 
