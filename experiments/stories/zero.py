@@ -1,6 +1,11 @@
 """GRPO on a real pretrained model: stories that keep to their beginning and come to an end.
 
   bash launch/local.sh experiments/stories/zero.py --init PATH/TO/stories260K/hf
+
+The model is a Hugging Face folder of Karpathy's 260k-parameter Llama, trained on TinyStories, or of
+another model that writes such stories. Five minutes on two CPU cores. Expected: the share of good
+stories (tasks/stories.py) at least doubles and gains 0.2. Measured: 0.023 to 0.893, 275 s (commit
+b3ae39b); before_after.md beside this file shows ten of them.
 """
 import pathlib
 
