@@ -32,17 +32,26 @@ def digits(problem, completion):
 
 
 @pytest.fixture(scope='module')
-def curve(tmp_path_factory):
-  """name -> the numbers of each update."""
+def learn(tmp_path_factory):
+  """(name, changed settings) -> the rows of metrics.jsonl that are updates."""
   base, zero = experiment.experiment()
   folder = tmp_path_factory.mktemp('golden')
   base.run(dataclasses.replace(base.config, evaluation=None), str(folder / 'base'))
-  cfg = dataclasses.replace(zero.config, init=str(folder / 'base'),
-                            rewards=(Reward('digits', digits),), steps=12, batch=4, group=8,
-                            refresh_every=6, save_every=12, optimizer=optim.Optimizer(lr=1e-2))
-  zero.run(cfg, str(folder / 'zero'))
-  rows = [json.loads(line) for line in (folder / 'zero/metrics.jsonl').read_text().splitlines()]
-  rows = [row for row in rows if 'loss' in row]
+
+  def run(name, **changes):
+    cfg = dataclasses.replace(zero.config, init=str(folder / 'base'), steps=12, batch=4, group=8,
+                              refresh_every=6, save_every=12, optimizer=optim.Optimizer(lr=1e-2))
+    zero.run(dataclasses.replace(cfg, **changes), str(folder / name))
+    rows = map(json.loads, (folder / name / 'metrics.jsonl').read_text().splitlines())
+    return [row for row in rows if 'loss' in row]
+
+  return run
+
+
+@pytest.fixture(scope='module')
+def curve(learn):
+  """name -> the numbers of each update."""
+  rows = learn('zero', rewards=(Reward('digits', digits),))
   return {name: [round(row[name], 6) for row in rows] for name in ('reward', 'kl', 'grad_norm')}
 
 
@@ -55,3 +64,16 @@ def test_the_learning_curve_is_the_one_on_record(curve):
   for name, values in GOLDEN.items():
     np.testing.assert_allclose(curve[name], values, rtol=1e-3, atol=1e-4,
                                err_msg=name + BROKEN.format(curve))
+
+
+def sometimes(problem, completion):
+  """The share of digits for problems with an odd answer; nothing for the others."""
+  return digits(problem, completion) if int(problem.answer) % 2 else 0.0
+
+
+def test_groups_with_equal_rewards_are_replaced_by_fresh_problems(learn):
+  terms = (Reward('sometimes', sometimes),)
+  share = lambda rows: np.mean([row['degenerate'] for row in rows])
+  kept = share(learn('kept', rewards=terms, steps=6))
+  replaced = share(learn('replaced', rewards=terms, steps=6, resample=4))
+  assert kept > 0.3 and replaced < kept / 2, (kept, replaced)

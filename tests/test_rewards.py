@@ -86,3 +86,10 @@ def test_too_many_errors_stop_the_run():
     rewards.check_errors([['one'], ['two']], samples=100, allowed=0.01)
   with pytest.raises(UserError):
     rewards.check_errors([[], ['one']], samples=10**6, allowed=0.0)
+
+
+def test_rewards_are_told_apart_by_name():
+  rewards.check(rewards.R1_ZERO)
+  for names in ([], ['a', 'a'], ['accuracy', 'length']):
+    with pytest.raises(UserError, match='rewards are named'):
+      rewards.check([Reward(name, rewards.accuracy) for name in names])
