@@ -185,6 +185,8 @@ def evaluate(argv):
   parser.add_argument('experiment', help='the experiment file whose evaluation is used')
   args, rest = parser.parse_known_args(argv)
   config = load_experiment(args.experiment)[-1].config
+  if not config.evaluation:
+    raise UserError(f'the last stage of {args.experiment} has no evaluation: add one to its config')
   cfg = tyro.cli(evals.Evaluation, default=config.evaluation, args=rest, prog='r1jax eval')
   machine, mesh = sharding.start(config.machine)
   model, params, tokenizer = checkpoint.load_model(args.model, machine, mesh)

@@ -28,8 +28,8 @@ class Machine:
   tensor: int = 1  # devices that share one copy, cut along heads, ffn and vocabulary
   cpu_devices: int | None = None  # virtual CPU devices, one a core by default
   unroll: bool | None = None  # layers one by one (small models on CPU) or scanned
-  micro_rows: int | None = None  # completions a device trains on at once
-  sample_rows: int | None = None  # completions a device samples at once
+  micro_rows: int | None = None  # completions, or packed rows, a device trains on at once
+  sample_rows: int | None = None  # completions a call samples, over all devices
   pieces: int | None = None  # the sampling loop's cache grows in so many pieces
   remat: bool | None = None  # recompute a layer's activations in the backward pass
   logp_chunk: int | None = None  # positions whose logits are held at once, 0: all
