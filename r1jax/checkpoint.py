@@ -50,11 +50,21 @@ def load_model(folder, machine, mesh):
 
 def save_model(folder, model, params, tokenizer):
   """Makes `folder` a model folder that load_model reads."""
-  folder = pathlib.Path(folder)
-  hf.write_config(model.config, folder, sorted(tokenizer.eos_ids), tokenizer.bos_id)
-  tokenizer.save(folder)
+  _write_description(folder, model, tokenizer)
   with ocp.StandardCheckpointer() as saver:
-    saver.save((folder / 'params').absolute(), params, force=True)
+    saver.save((pathlib.Path(folder) / 'params').absolute(), params, force=True)
+
+
+def export(folder, model, params, tokenizer):
+  """Makes `folder` a Hugging Face folder: config, tokenizer, safetensors."""
+  _write_description(folder, model, tokenizer)
+  hf.save_params(folder, model.config, params)
+
+
+def _write_description(folder, model, tokenizer):
+  """Everything but the weights, which come last: a folder without them is refused."""
+  hf.write_config(model.config, folder, tokenizer.eos_ids, tokenizer.bos_id)
+  tokenizer.save(folder)
 
 
 def load_params(folder, shapes, where):
@@ -79,13 +89,6 @@ def check_fit(folder, found, wanted):
 def _by_name(tree):
   leaves = jax.tree.leaves_with_path(tree)
   return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in leaves}
-
-
-def export(folder, model, params, tokenizer):
-  """Writes a Hugging Face folder: config, safetensors, tokenizer."""
-  hf.write_config(model.config, folder, sorted(tokenizer.eos_ids), tokenizer.bos_id)
-  hf.save_params(folder, model.config, params)
-  tokenizer.save(folder)
 
 
 def fingerprint(folder) -> str:

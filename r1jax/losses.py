@@ -6,6 +6,14 @@ import jax.numpy as jnp
 from r1jax.types import Past
 
 
+def log_prob(logits, tokens):
+  """log softmax(logits)[token] over the last axis, float32: logits [..., V], tokens [...]."""
+  # A comparison instead of a gather: its gradient is no scatter, and the vocabulary may be cut.
+  vocabulary = jax.lax.broadcasted_iota(tokens.dtype, logits.shape, logits.ndim - 1)
+  picked = jnp.where(tokens[..., None] == vocabulary, logits, 0).sum(axis=-1)
+  return picked - jax.nn.logsumexp(logits, axis=-1)
+
+
 def token_logp(model, params, hidden_BTD, tokens_BT, temperature=1.0, chunk=0):
   """log softmax(logits / temperature)[token], float32 [B, T].
 
@@ -16,11 +24,7 @@ def token_logp(model, params, hidden_BTD, tokens_BT, temperature=1.0, chunk=0):
   B, T, D = hidden_BTD.shape
 
   def logp(hidden_BTD, tokens_BT):
-    logits_BTV = model.logits(params, hidden_BTD) / temperature
-    # A comparison instead of a gather: its gradient is no scatter, and the vocabulary may be cut.
-    is_token_BTV = tokens_BT[..., None] == jnp.arange(logits_BTV.shape[-1])[None, None]
-    picked_BT = jnp.where(is_token_BTV, logits_BTV, 0).sum(axis=-1)
-    return picked_BT - jax.nn.logsumexp(logits_BTV, axis=-1)
+    return log_prob(model.logits(params, hidden_BTD) / temperature, tokens_BT)
 
   if not chunk or chunk >= B * T:
     return logp(hidden_BTD, tokens_BT)

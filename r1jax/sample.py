@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from r1jax import sharding
-from r1jax.losses import last_hidden
+from r1jax.losses import last_hidden, log_prob
 from r1jax.types import KV, Past, UserError
 
 
@@ -138,8 +138,8 @@ def choose(cfg, u_B2, logits_BV):
     token_B = jnp.argmax(logits_BV, axis=-1)
   else:
     token_B = categorical(u_B2, keep_likeliest(scaled_BV, cfg.top_k, cfg.top_p))
-  picked_B1 = jnp.take_along_axis(scaled_BV, token_B[:, None], axis=-1)
-  return token_B.astype(jnp.int32), picked_B1[:, 0] - jax.nn.logsumexp(scaled_BV, axis=-1)
+  token_B = token_B.astype(jnp.int32)
+  return token_B, log_prob(scaled_BV, token_B)
 
 
 def keep_likeliest(logits_BV, top_k=0, top_p=1.0):
