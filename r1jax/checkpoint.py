@@ -22,16 +22,20 @@ from r1jax import tokenizer as tokenizer_lib
 from r1jax.model import hf
 from r1jax.types import TrainState, UserError
 
+RESULTS = ('data/result.jsonl', 'table.json')  # what stages are for that make no model
+
 logging.getLogger('absl').setLevel(logging.ERROR)
 
 
-def load_model(folder, machine, mesh):
-  """(model, params on the mesh, tokenizer) of a run folder or of a Hugging Face folder."""
+def load_model(folder, machine, mesh, wrap=lambda model: model):
+  """(model, params on the mesh, tokenizer) of a run folder or of a Hugging Face folder.
+
+  `wrap` is what the folder's parameters have on top of the architecture, such as scalar.make."""
   folder = pathlib.Path(folder)
   if not (folder / 'config.json').exists():
     raise UserError(f'there is no model in {folder} (no config.json): give the folder of a '
                     'finished stage or of a Hugging Face model, or run the stage that makes it')
-  model = model_lib.make(hf.read_config(folder), machine)
+  model = wrap(model_lib.make(hf.read_config(folder), machine))
   shapes = jax.eval_shape(model.init, jax.random.key(0))
   where = sharding.shardings(model.axes(), shapes, mesh)
   if (folder / 'params').exists():
@@ -92,8 +96,16 @@ def _by_name(tree):
 
 
 def fingerprint(folder) -> str:
-  """sha256 over the name, dtype, shape and bytes of every parameter of a model folder."""
+  """sha256 over the name, dtype, shape and bytes of every parameter of a model folder; of a stage
+  that makes no model, over the files that it is for."""
   folder = pathlib.Path(folder)
+  made = sorted(path for name in RESULTS for path in folder.glob(name))
+  if made:
+    digest = hashlib.sha256()
+    for path in made:
+      with open(path, 'rb') as f:
+        digest.update(f'{path.name} {hashlib.file_digest(f, "sha256").hexdigest()}\n'.encode())
+    return digest.hexdigest()
   if (folder / 'params').exists():
     path = (folder / 'params').absolute()
     with ocp.PyTreeCheckpointer() as reader:

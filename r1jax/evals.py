@@ -1,6 +1,8 @@
-"""pass@1 of a model on problems, over k samples each, with its standard error."""
+"""pass@1, cons@k and pass@k of a model on problems, over k samples each, with standard errors."""
 import dataclasses
 from typing import Callable
+
+import numpy as np
 
 from r1jax import rollout, seeds
 from r1jax.sample import Sampling
@@ -15,6 +17,8 @@ class Evaluation:
   num_problems: int = 512  # the first so many of the split
   k: int = 1  # samples a problem
   sampling: Sampling = Sampling()  # how they are drawn
+  answer: Callable | None = None  # for cons@k: completion text -> its answer, None where it has none
+  same: Callable = lambda a, b: a == b  # for cons@k: whether two answers mean the same
   more: Callable | None = None  # graded samples, right [P, k] -> further numbers of the task
 
 
@@ -40,17 +44,48 @@ def make_evaluate(cfg: Evaluation, rewards, model, tokenizer, max_prompt_tokens,
 
 
 def summarise(cfg: Evaluation, rewards, graded) -> dict:
-  """The numbers of an evaluation, plain floats."""
+  """The numbers of an evaluation, plain floats. A reward's numbers are over what it applies to."""
   right_PG = graded.scores[rewards[0].name]
-  right_P = right_PG.mean(axis=1, dtype='float64')
-  numbers = {
-      'pass_at_1': right_P.mean(),
-      'pass_at_1_stderr': right_P.std(ddof=min(1,
-                                               len(right_P) - 1)) / len(right_P)**0.5,
-      **{name: scores.mean(dtype='float64') for name, scores in graded.scores.items()},
+  numbers = mean_and_error('pass_at_1', right_PG.mean(axis=1, dtype='float64'))
+  if cfg.answer:
+    answers = [[cfg.answer(c.text) for c in row] for row in graded.completions]
+    voted_P = [right[i] if (i := majority(row, cfg.same)) is not None else 0.0
+               for row, right in zip(answers, right_PG)]  # yapf: disable
+    numbers |= mean_and_error(f'cons_at_{cfg.k}', voted_P)
+  if cfg.k > 1:
+    numbers |= mean_and_error(f'pass_at_{cfg.k}', right_PG.max(axis=1))
+  for name, scores_PG in graded.scores.items():
+    applies_P = ~np.isnan(scores_PG).all(axis=1)
+    if applies_P.any():
+      numbers |= mean_and_error(name, scores_PG[applies_P].mean(axis=1, dtype='float64'))
+  numbers |= {
       'length': graded.rollout.lengths_PG.mean(),
       'finished': graded.rollout.finished_PG.mean(),
       'errors': sum(map(len, graded.errors)),
       **(cfg.more(graded, right_PG) if cfg.more else {}),
   }
   return {f'eval/{name}': float(value) for name, value in numbers.items()}
+
+
+def mean_and_error(name, values_P) -> dict:
+  """The mean over problems and its standard error, std / sqrt(P) with P - 1 degrees of freedom."""
+  values_P = np.asarray(values_P, np.float64)
+  error = values_P.std(ddof=min(1, len(values_P) - 1)) / len(values_P)**0.5
+  return {name: values_P.mean(), f'{name}_stderr': error}
+
+
+def majority(answers, same) -> int | None:
+  """Index of the first answer that the most others mean the same as; None where there is no answer.
+
+  Samples without an answer (None) have no vote; of groups of one size, the one begun first wins.
+  """
+  groups = []  # indices of answers that mean the same
+  for i, answer in enumerate(answers):
+    if answer is None:
+      continue
+    group = next((g for g in groups if same(answers[g[0]], answer)), None)
+    if group is None:
+      groups.append([i])
+    else:
+      group.append(i)
+  return max(groups, key=len)[0] if groups else None

@@ -80,3 +80,31 @@ def positions_in_segments(segments_BT):
   starts_BT = jnp.pad(segments_BT[:, 1:] != segments_BT[:, :-1], [(0, 0), (1, 0)],
                       constant_values=True)
   return index_T - jax.lax.cummax(jnp.where(starts_BT, index_T, 0), axis=1)
+
+
+# -- reward models ---------------------------------------------------------------------------------
+
+
+def sequence_score(model, params, tokens_BT, lengths_B):
+  """A reward model's score of each right-padded text, float32 [B] (model/scalar.py)."""
+  chex.assert_rank([tokens_BT, lengths_B], [2, 1])
+  positions_1T = jnp.arange(tokens_BT.shape[1])[None]
+  hidden_BTD, _ = model.apply(params, tokens_BT, positions_1T)
+  last_BD = last_hidden(hidden_BTD, lengths_B)[:, 0].astype(jnp.float32)
+  return jnp.einsum('BD,D->B', last_BD, params['score_head']) + params['score_bias']
+
+
+def bradley_terry(scores_BN, labels_B):
+  """-log sigmoid(s_chosen - s_rejected), float32 [B]; scores_BN = [chosen, rejected].
+
+  The model of paired comparisons of Bradley and Terry (1952); R1 names a pairwise loss and no form.
+  """
+  chex.assert_shape(scores_BN, (None, 2))
+  del labels_B
+  return jax.nn.softplus(scores_BN[:, 1] - scores_BN[:, 0])
+
+
+def pointwise(scores_BN, labels_B):
+  """Binary cross-entropy of sigmoid(score) against the label, float32 [B]; one score a row."""
+  chex.assert_shape(scores_BN, (None, 1))
+  return jax.nn.softplus(scores_BN[:, 0]) - labels_B * scores_BN[:, 0]

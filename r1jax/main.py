@@ -1,4 +1,4 @@
-"""The command line: r1jax run | eval | sample | samples | fingerprint | export."""
+"""The command line: r1jax run | eval | sample | samples | report | fingerprint | export."""
 import argparse
 import dataclasses
 import functools
@@ -16,7 +16,8 @@ from typing import Annotated
 import jax
 import tyro
 
-from r1jax import checkpoint, evals, metrics, rollout, sample, seeds, sharding
+from r1jax import checkpoint, evals, metrics, report as report_page, rewards, rollout, sample
+from r1jax import seeds, sharding
 from r1jax.types import Problem, Stage, UserError
 
 # -- experiments -----------------------------------------------------------------------------------
@@ -55,6 +56,9 @@ def override(file, stages, argv) -> tuple[Stage, ...]:
   prefix = lambda name: tyro.conf.arg(name='' if alone else name)
   where = tyro.conf.arg(help='folder of the results, instead of the one the experiment names')
   fields = [('out', Annotated[str, where], '')]
+  if not alone:
+    every = tyro.conf.arg(help='seed of every stage, instead of its own')
+    fields.append(('seed', Annotated[int | None, every], None))
   fields += [(f'stage{i}', Annotated[type(stage.config), prefix(name)], stage.config)
              for i, (name, stage) in enumerate(zip(names, stages))]
   experiment = dataclasses.make_dataclass('Experiment', fields, frozen=True)
@@ -65,10 +69,29 @@ def override(file, stages, argv) -> tuple[Stage, ...]:
     moved = {s.out: args.out if alone else f'{args.out}/{n}' for s, n in zip(stages, names)}
   out = []
   for i, stage in enumerate(stages):
-    config = vars(args)[f'stage{i}']
-    config = dataclasses.replace(config, init=moved.get(config.init, config.init))
+    config = replace_strings(vars(args)[f'stage{i}'], moved)
+    if not alone and args.seed is not None:
+      config = dataclasses.replace(config, seed=args.seed)
     out.append(Stage(stage.run, config, moved[stage.out]))
   return tuple(out)
+
+
+def replace_strings(value, new: dict):
+  """A config with some strings replaced wherever they stand: stages name one another's folders."""
+  again = lambda x: replace_strings(x, new)
+  if isinstance(value, str):
+    return new.get(value, value)
+  if dataclasses.is_dataclass(value):
+    fields = {f.name: again(vars(value)[f.name]) for f in dataclasses.fields(value)}
+    return dataclasses.replace(value, **fields)
+  if isinstance(value, functools.partial):
+    return functools.partial(again(value.func), *map(again, value.args), **again(value.keywords))
+  if isinstance(value, dict):
+    return {k: again(v) for k, v in value.items()}
+  if isinstance(value, tuple):
+    items = map(again, value)
+    return type(value)(*items) if hasattr(value, '_fields') else tuple(items)
+  return value
 
 
 def describe(value):
@@ -108,49 +131,64 @@ def run(argv):
   began, file = time.monotonic(), argv[0]
   stages = override(file, load_experiment(file), argv[1:])
   use_compilation_cache()
-  for stage in stages:
-    result = run_stage(file, stage)
+  for order, stage in enumerate(stages):
+    result = run_stage(file, stage, order)
   result = {**result, 'seconds': round(time.monotonic() - began, 1)}
   print('result', json.dumps(result))
 
 
-def run_stage(file, stage) -> dict:
-  """One stage: its result, from its record if it is complete."""
+def run_stage(file, stage, order) -> dict:
+  """One stage, the order-th of its experiment: its result, from its record if it is complete."""
   out = pathlib.Path(stage.out)
   record, done = out / 'experiment.json', out / 'result.json'
   resolved = json.loads(json.dumps(describe(stage.config)))
   machine, _ = sharding.start(stage.config.machine)  # before anything else uses jax
-  parent = parent_of(stage.config.init)
+  parents = parents_of(stage.config)
   if record.exists():
     old = json.loads(record.read_text())
-    changed = list(differences(old['config'], resolved)) + list(
-        differences(old['parent'], parent, 'parent'))
+    changed = list(differences(old['config'], resolved))
     if changed:
       raise UserError(f'{out} was made with other settings: {changed[0]}'
                       f'{f" (and {len(changed) - 1} more)" if changed[1:] else ""}; keep them, or '
                       'give another folder with --out')
+    remade = sorted(name for name in parents if old['parents'].get(name) != parents[name])
+    if remade:
+      raise UserError(f'{remade[0]} has changed since {out} was made from it: move {out} away to '
+                      'make it again, or give another folder with --out')
   if done.exists():
     print(f'{out.name}: finished already, in {out}', flush=True)
     return json.loads(done.read_text())['result']
   out.mkdir(parents=True, exist_ok=True)
-  row = dict(file=str(file), config=resolved, parent=parent, commit=commit(),
-             machine=describe(machine), devices=list(map(str, jax.devices())),
+  row = dict(file=str(file), order=order, run=describe(stage.run), config=resolved,
+             parents=parents, commit=commit(), machine=describe(machine), devices=list(map(str, jax.devices())),
              versions={n: importlib.metadata.version(n) for n in ('jax', 'flax', 'optax')})
   metrics.write_aside(record, json.dumps(row, indent=1, ensure_ascii=False))
   print(f'{out.name}: into {out}', flush=True)
   result = stage.run(stage.config, str(out))
-  finished = dict(result=result, params=checkpoint.fingerprint(out))
+  finished = dict(result=result, fingerprint=checkpoint.fingerprint(out))
   metrics.write_aside(done, json.dumps(finished, indent=1))
   return result
 
 
-def parent_of(init):
-  """The folder a stage starts from and its fingerprint; None for a stage from nothing."""
-  if not init:
-    return None
-  done = pathlib.Path(init) / 'result.json'
-  known = json.loads(done.read_text())['params'] if done.exists() else checkpoint.fingerprint(init)
-  return dict(folder=str(init), params=known)
+def parents_of(config) -> dict:
+  """{folder: fingerprint} of the stages and models that a config names, wherever it does."""
+  init = getattr(config, 'init', '')
+  out = {init: checkpoint.fingerprint(init)} if init and not _finished(init) else {}
+  return out | {name: json.loads((pathlib.Path(name) / 'result.json').read_text())['fingerprint']
+                for name in strings(describe(config)) if _finished(name)}  # yapf: disable
+
+
+def _finished(name):
+  return 0 < len(name) < 1000 and '\0' not in name and (pathlib.Path(name) / 'result.json').is_file()
+
+
+def strings(described):
+  """Every string of a described config."""
+  if isinstance(described, str):
+    yield described
+  elif isinstance(described, (dict, list)):
+    for value in described.values() if isinstance(described, dict) else described:
+      yield from strings(value)
 
 
 def commit():
@@ -184,13 +222,15 @@ def evaluate(argv):
   parser.add_argument('model', help='a run folder or a Hugging Face folder')
   parser.add_argument('experiment', help='the experiment file whose evaluation is used')
   args, rest = parser.parse_known_args(argv)
-  config = load_experiment(args.experiment)[-1].config
-  if not config.evaluation:
-    raise UserError(f'the last stage of {args.experiment} has no evaluation: add one to its config')
+  configs = [stage.config for stage in load_experiment(args.experiment)]
+  config = next((c for c in reversed(configs) if getattr(c, 'evaluation', None)), None)
+  if not config:
+    raise UserError(f'no stage of {args.experiment} has an evaluation: add one to its config')
   cfg = tyro.cli(evals.Evaluation, default=config.evaluation, args=rest, prog='r1jax eval')
   machine, mesh = sharding.start(config.machine)
   model, params, tokenizer = checkpoint.load_model(args.model, machine, mesh)
-  judge = evals.make_evaluate(cfg, config.rewards, model, tokenizer, config.max_prompt_tokens,
+  terms = rewards.load(config.rewards, machine, mesh, tokenizer)
+  judge = evals.make_evaluate(cfg, terms, model, tokenizer, config.max_prompt_tokens,
                               config.seed, machine, mesh)
   print('result', json.dumps(judge(params)[0]))
 
@@ -247,7 +287,14 @@ def export(argv):
   print(f'wrote {args.folder}')
 
 
-COMMANDS = dict(run=run, eval=evaluate, sample=sample_text, samples=samples,
+def report(argv):
+  """Writes a run's figures, tables and samples as one HTML page."""
+  parser = argparse.ArgumentParser(prog='r1jax report')
+  parser.add_argument('run', help='the folder of a pipeline, or of one stage')
+  print(f'wrote {report_page.write(parser.parse_args(argv).run)}')
+
+
+COMMANDS = dict(run=run, eval=evaluate, sample=sample_text, samples=samples, report=report,
                 fingerprint=fingerprint, export=export)
 
 

@@ -9,6 +9,10 @@ R1_ZERO = (
     'and <answer> </answer> tags, respectively, i.e., <think> reasoning process here </think> '
     '<answer> answer here </answer>. User: {question}. Assistant:')
 
+# DeepSeek-R1's chat template from the cold start on; the think block is the completion's. Its BOS
+# is the tokenizer's own.
+R1 = '<｜User｜>{question}<｜Assistant｜>'
+
 # The same tags for models with a context of a hundred tokens.
 SHORT = 'User: {question}\nAssistant:'
 
@@ -32,3 +36,47 @@ def last_answer(text):
   head, opened, tail = text.rpartition('<answer>')
   answer, closed, _ = tail.partition('</answer>')
   return answer.strip() if opened and closed else None
+
+
+def boxed(text):
+  """What the last \\boxed{...} holds, braces balanced, stripped; None where there is none."""
+  start = text.rfind('\\boxed{')
+  depth = 0
+  for i in range(start + 6, len(text)) if start >= 0 else ():
+    depth += (text[i] == '{') - (text[i] == '}')
+    if not depth:
+      return text[start + 7:i].strip()
+  return None
+
+
+# -- views: what a reward sees of a completion -----------------------------------------------------
+
+
+def whole(text):
+  """Everything."""
+  return text
+
+
+def thinking(text):
+  """The thinking, stripped: up to </think> and without <think>; the whole text where no think block
+  opens or closes, so that there is no way to leave it out of sight."""
+  head = text.partition('</think>')[0]
+  return head.replace('<think>', '').strip()
+
+
+def summary(text):
+  """What follows the thinking, stripped, R1-Zero's answer tags left out; the whole text where there
+  is no think block; None where one never closes."""
+  if '<think>' in text and '</think>' not in text:
+    return None
+  tail = text.rpartition('</think>')[2]
+  return tail.replace('<answer>', '').replace('</answer>', '').strip()
+
+
+def in_format(text):
+  """Whether the text is one think block and then a summary, neither of them empty: R1's format from
+  the cold start on (v2, listings 3 and 5 to 7). R1-Zero's own format is one such."""
+  head, closed, tail = text.partition('</think>')
+  before, opened, inside = head.partition('<think>')
+  once = all(text.count(tag) <= 1 for tag in TAGS)
+  return bool(opened and closed and once and not before.strip() and inside.strip() and tail.strip())

@@ -77,7 +77,7 @@ def make_sampler(model, cfg: Sampling, eos_ids, G, mesh, pieces=1):
     alive_B = lengths_B > 0  # rows without a prompt only fill up the batch
     token_B, alive_B, out = draw(0, uniforms(keys_B, 0, 1)[0], first_B1D, alive_B, out)
     i, cache, start = 1, model.init_cache(B, 0), 1
-    for end in piece_ends(C, pieces):
+    for end in piece_ends(C, pieces) if C > 1 else ():  # the first token is drawn already
       unfinished = lambda state, end=end: (state[0] < end) & state[2].any()
       body = partial(step, start, uniforms(keys_B, start, end))
       i, token_B, alive_B, cache, out = jax.lax.while_loop(

@@ -37,6 +37,18 @@ class Tokenizer(NamedTuple):
   bos_id: int | None = None  # what config.json has to say for `load` to give the same again
 
 
+def encode_rest(tokenizer: Tokenizer, text: str) -> list[int]:
+  """The ids of a text that goes on from another: without the BOS that `encode` may put in front."""
+  front, ids = tokenizer.encode(''), tokenizer.encode(text)
+  return ids[len(front):] if ids[:len(front)] == front else ids
+
+
+def same(a: Tokenizer, b: Tokenizer) -> bool:
+  """Whether two tokenizers mean the same by the same ids."""
+  return (a.vocab_size, a.eos_ids) == (b.vocab_size, b.eos_ids) and all(
+      a.decode([i]) == b.decode([i]) for i in range(a.vocab_size))
+
+
 def load(folder) -> Tokenizer:
   """The tokenizer of a Hugging Face folder: tokenizer.json, else tokenizer.model.
 

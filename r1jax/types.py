@@ -16,6 +16,9 @@ class Problem(NamedTuple):
   """One question and what is needed to check an answer to it."""
   prompt: str  # as the model reads it, template included
   answer: str  # the reference, for the rewards
+  kind: str = 'reasoning'  # rewards, gates and counts go by it
+  language: str = ''  # of the question: 'en' or 'zh'; '': unknown
+  question: str = ''  # without the template, for a judge
 
 
 class Completion(NamedTuple):
@@ -25,17 +28,45 @@ class Completion(NamedTuple):
   finished: bool  # an EOS was sampled within the budget
 
 
+class Source(NamedTuple):
+  """Problems that take the place of some of each update's own, in some updates."""
+  problems: Callable[[str], list[Problem]]  # split -> problems; 'train' is trained on
+  share: int  # problems of an update
+  start: int = 0  # the updates start .. stop - 1
+  stop: int | None = None  # None: to the end
+
+
 class Document(NamedTuple):
   """A text to learn from: the response is learnt, and that it ends there."""
   prompt: str  # read, not learnt; may be empty
   response: str
+  kind: str = 'reasoning'
+
+
+class Judged(NamedTuple):
+  """What a reward model learns from: two responses, the better one first, or one and its label."""
+  prompt: str
+  responses: tuple[str, ...]
+  label: float = 1.0  # of a single response: 1 good, 0 bad
 
 
 class Reward(NamedTuple):
-  """One term of the reward; the terms are added with their weights and reported one by one."""
+  """One term of the reward; the terms are added with their weights and reported one by one.
+
+  Which completions it scores, what it sees of them and when it counts is data, not code. A gate of
+  a data set is the same with scores of 0 and 1.
+  """
   name: str
-  function: Callable[[Problem, Completion], float]
+  function: Callable[[Problem, Completion], float] | None = None
   weight: float = 1.0
+  kinds: tuple[str, ...] = ()  # of the problems that it scores; (): all
+  view: Callable[[str], str | None] | None = None  # text -> the part that it sees; None: everything
+  start: int = 0  # it counts in the updates start .. stop - 1
+  stop: int | None = None  # None: to the end
+  # Instead of a function, what needs a model or a server: load(machine, mesh, tokenizer) gives
+  # many(problems, completions) -> for each a float, or the Exception that kept it from one.
+  load: Callable | None = None
+  many: Callable | None = None  # what load gave
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +122,7 @@ class Batch(NamedTuple):
   lengths_PG: Any
   logp_old_PGC: Any
   logp_ref_PGC: Any
-  advantages_PG: Any
+  advantages_PGC: Any
   weights_PGC: Any
 
 

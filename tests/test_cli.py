@@ -136,7 +136,7 @@ def test_samples(cli, refused, finished):
 
 
 def test_fingerprint_and_export(cli, refused, finished):
-  stored = json.loads((finished / 'out/zero/result.json').read_text())['params']
+  stored = json.loads((finished / 'out/zero/result.json').read_text())['fingerprint']
   _, out, _ = cli('fingerprint', finished / 'out/zero')
   assert re.fullmatch('[0-9a-f]{64}', stored) and out.strip() == stored
   _, other, _ = cli('fingerprint', finished / 'out/base')

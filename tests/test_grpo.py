@@ -1,16 +1,21 @@
 """GRPO against numbers by hand, the papers' formulas in NumPy, and sums over all outcomes."""
 import dataclasses
+import functools
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax import grpo, rollout, sharding
+import experiment
+from r1jax import grpo, metrics, optim, rollout, sharding
 from r1jax.stages import rl
 from r1jax.types import Rollout, UserError
 
 close = np.testing.assert_allclose
+VARIANTS = (grpo.Objective(), grpo.DR_GRPO, grpo.DAPO, grpo.GSPO, grpo.CISPO, grpo.TIS, grpo.RLOO,
+            grpo.REINFORCE_PP, grpo.REINFORCE_PP_BASELINE)
 
 # -- advantages ------------------------------------------------------------------------------------
 
@@ -24,19 +29,77 @@ def test_advantages_by_hand():
   assert grpo.group_advantages(rewards).dtype == np.float32
 
 
-@pytest.mark.parametrize('ddof', [0, 1])
+def test_advantages_without_a_division_by_hand():
+  rewards = [[1, 0, 0, 0], [1, 1, 0, 0]]
+  close(grpo.centred(rewards), [[0.75, -0.25, -0.25, -0.25], [0.5, 0.5, -0.5, -0.5]])
+  third = 1 / 3  # the others of a 1 have mean 0 and 1/3, those of a 0 have 1/3 and 2/3
+  close(grpo.leave_one_out(rewards),
+        [[1, -third, -third, -third], [2 * third, 2 * third, -2 * third, -2 * third]], rtol=1e-6)
+  rewards = np.random.default_rng(0).normal(size=(5, 8))
+  close(grpo.centred(rewards), 7 / 8 * grpo.leave_one_out(rewards), rtol=1e-5)
+
+
+def test_a_penalty_of_the_whole_output_is_taken_off_its_reward():
+  rewards, penalty = [[1, 0]], np.array([[[0.1, 0.3], [0.2, 0]]])  # R is 0.6 and -0.2
+  close(grpo.group_advantages(rewards, penalty), [[1, -1]], rtol=1e-5)
+  close(grpo.centred(rewards, penalty), [[0.4, -0.4]], rtol=1e-6)
+  close(grpo.leave_one_out(rewards, penalty), [[0.8, -0.8]], rtol=1e-6)
+
+
+def test_batch_normalised_by_hand():
+  """r minus the penalties to go is 1, 3 | 1, - || 3, - | 3, 1: mean 2 and standard deviation 1."""
+  mask = np.array([[[1, 1], [1, 0]], [[1, 0], [1, 1]]], bool)
+  penalty = np.array([[[2, -1], [0, 0]], [[0, 0], [-2, 0]]], np.float32)
+  A = grpo.batch_normalised([[2, 1], [3, 1]], penalty, mask)
+  close(A, [[[-1, 1], [-1, 0]], [[1, 0], [1, -1]]], rtol=1e-5)
+  assert A.dtype == np.float32
+
+
+def test_centred_batch_normalised_by_hand():
+  rewards, tokens = [[2, 0], [1, 1]], np.arange(3)  # less their means 1, -1 and 0, 0
+  A = grpo.centred_batch_normalised(rewards, None, tokens < np.ones((2, 2, 1)))
+  close(A[..., 0], [[2**0.5, -2**0.5], [0, 0]], rtol=1e-5)
+  # One output of three tokens: the mean of six is -1/3, their variance 4/6 - 1/9 = 5/9.
+  A = grpo.centred_batch_normalised(rewards, None, tokens < np.array([[[1], [3]], [[1], [1]]]))
+  close(A[..., 0], np.array([[4, -2], [1, 1]]) / 5**0.5, rtol=1e-5)
+  close(A[0, 1], A[0, 1, [0, 0, 0]])
+
+
+@pytest.mark.parametrize('advantages', [
+    grpo.group_advantages,
+    functools.partial(grpo.group_advantages, ddof=1, eps=0), grpo.centred, grpo.leave_one_out
+])
 @pytest.mark.parametrize('reward', [0.0, 1.0, 0.1, 0.3, 1 / 3, 1e8 / 7, 0.1 + 0.2])
-def test_equal_rewards_have_advantage_exactly_zero(reward, ddof):
+def test_equal_rewards_have_advantage_exactly_zero(reward, advantages):
   rewards = np.full((1, 3), reward)  # the mean of three is not always the number itself
   assert grpo.degenerate(rewards).all()
-  assert not grpo.group_advantages(rewards, ddof).any()
+  assert not advantages(rewards).any()
   rewards[0, 1] = np.nextafter(reward, np.inf)
   assert not grpo.degenerate(rewards).any()
+
+
+def test_token_advantages():
+  """Broadcast, the reward's penalty, and importance weights: ratios 3/2, 4, 1/2 and a cap of 2."""
+  mask = np.array([[[1, 1], [1, 0]]], bool)
+  rewards, plain = np.array([[1.0, 0.0]]), [[[0.5, 0.5], [-0.5, -0.5]]]
+  close(grpo.token_advantages(grpo.DR_GRPO, rewards, mask), plain)
+  over = np.log(np.array([[[1.5, 4], [0.5, 1]]], np.float32))
+  objective = dataclasses.replace(grpo.DR_GRPO, importance=grpo.truncated, reward_beta=0.1)
+  A = grpo.token_advantages(objective, rewards, mask, over_sampler_PGC=over)
+  close(A, [[[0.75, 1], [-0.25, -0.5]]], rtol=1e-6)
+  # R is 1 - 0.1 ln 6 and 0.1 ln 2: half their difference is 1/2 - 0.05 ln 12
+  A = grpo.token_advantages(objective, rewards, mask, over)
+  close(A[..., 0], [[0.5 - 0.05 * np.log(12), 0.05 * np.log(12) - 0.5]], rtol=1e-5)
 
 
 # -- the loss --------------------------------------------------------------------------------------
 
 LN2 = float(np.log(2))
+
+
+def wide(advantages_B, C=6):
+  """The same advantage for each token."""
+  return np.repeat(np.float32(advantages_B)[:, None], C, axis=1)
 
 
 def test_loss_by_hand():
@@ -53,7 +116,8 @@ def test_loss_by_hand():
   mask = np.array([[1, 1], [1, 0], [1, 1]], bool)
   weights = grpo.sequence_mean(mask[None])[0]
   objective = grpo.Objective(clip_low=0.2, clip_high=0.5, beta=0.1)
-  loss, sums = grpo.loss(objective, *map(jnp.float32, (new, old, ref, [1, -1, -1])), mask, weights)
+  args = map(jnp.float32, (new, old, ref, wide([1, -1, -1], 2)))
+  loss, sums = grpo.loss(objective, *args, mask, weights)
   close(loss, [(-2.5 + 0.1 * (1 - LN2)) / 6, 0.8 / 3, (2.8 + 0.1 * (LN2 - 0.5)) / 6], rtol=1e-5)
   close(sums['clipped'], 3)  # the 2 of output 0, and the 1/2 of outputs 1 and 2
   close(sums['tokens'], 5)
@@ -104,7 +168,7 @@ def test_loss_is_the_papers_formula(level, formula, low, high):
   new, old, ref, advantages, lengths = drawn()
   objective = grpo.Objective(clip_low=low, clip_high=high, beta=0.3, level=level)
   mask = np.arange(6) < np.array(lengths)[:, None]
-  args = [jnp.float32(x) for x in (new, old, ref, advantages)]
+  args = [jnp.float32(x) for x in (new, old, ref, wide(advantages))]
   weights = grpo.sequence_mean(mask[None])[0]
   loss, sums = jax.jit(lambda *x: grpo.loss(objective, *x))(*args, mask, weights)
   close(loss.sum(), -formula(new, old, ref, advantages, lengths, low, high, 0.3), rtol=2e-5)
@@ -126,20 +190,21 @@ def test_gradient_where_the_policy_has_not_moved():
   weights = grpo.sequence_mean(mask[None])[0]
   objective = grpo.Objective(beta=0.3)
   total = lambda x: grpo.loss(objective, x, *args, mask, weights)[0].sum()
-  args = [jnp.float32(x) for x in (new, ref, advantages)]
+  args = [jnp.float32(x) for x in (new, ref, wide(advantages))]
   want = advantages[:, None] + 0.3 * (np.exp(ref - new) - 1)
   close(jax.grad(total)(jnp.float32(new)), -want * weights, rtol=1e-4, atol=1e-7)
 
 
-def test_what_stands_after_the_end_does_not_matter():
+@pytest.mark.parametrize('variant', [grpo.TIS, grpo.GSPO, grpo.CISPO, grpo.RLOO])
+def test_what_stands_after_the_end_does_not_matter(variant):
   new, old, ref, advantages, lengths = drawn()
   mask = np.arange(6) < np.array(lengths)[:, None]
-  weights = grpo.token_mean(mask[None])[0]
+  objective = dataclasses.replace(variant, beta=0.3)
+  rest = (wide(advantages), mask, grpo.token_mean(mask[None])[0])
 
   @jax.jit
   def value_and_grad(*logps):
-    total = lambda x: grpo.loss(grpo.Objective(beta=0.3), x, *logps[1:], jnp.float32(advantages),
-                                mask, weights)[0].sum()
+    total = lambda x: grpo.loss(objective, x, *logps[1:], *rest)[0].sum()
     return jax.value_and_grad(total)(logps[0])
 
   clean = value_and_grad(*(jnp.float32(np.where(mask, x, -1.0)) for x in (new, old, ref)))
@@ -151,12 +216,10 @@ def test_what_stands_after_the_end_does_not_matter():
 def test_parts_add_up_to_the_whole():
   new, old, ref, advantages, lengths = drawn()
   mask = np.arange(6) < np.array(lengths)[:, None]
-  for aggregate in (grpo.sequence_mean, grpo.token_mean, grpo.sequence_sum):
-    rows = [
-        jnp.asarray(x)
-        for x in (*map(np.float32, (new, old, ref, advantages)), mask, aggregate(mask[None])[0])
-    ]
-    loss = jax.jit(lambda *x: grpo.loss(grpo.Objective(), *x))
+  for objective in VARIANTS:
+    weights = objective.aggregate(mask[None])[0]
+    rows = [*map(jnp.float32, (new, old, ref, wide(advantages))), mask, weights]
+    loss = jax.jit(lambda *x: grpo.loss(objective, *x))
     whole, sums = loss(*rows)
     parts = [loss(*(x[part] for x in rows)) for part in (slice(0, 7), slice(7, 24))]
     close(np.concatenate([p[0] for p in parts]), whole, rtol=1e-6)
@@ -166,14 +229,88 @@ def test_parts_add_up_to_the_whole():
 
 def test_without_a_reference_there_is_no_kl():
   new, old, _, advantages, _ = drawn()
-  args = [jnp.float32(x) for x in (new, old)]
-  ones = np.ones_like(new, np.float32)
-  loss, sums = grpo.loss(grpo.Objective(beta=0), *args, None, jnp.float32(advantages), ones > 0,
-                         ones)
+  new, old, ones = map(jnp.float32, (new, old, np.ones_like(new)))
+  rest = (wide(advantages), ones > 0, ones)
+  loss, sums = grpo.loss(grpo.Objective(beta=0), new, old, None, *rest)
   assert 'kl' not in sums
-  zero = grpo.loss(grpo.Objective(beta=0), *args, args[0] - 1, jnp.float32(advantages), ones > 0,
-                   ones)[0]
-  close(loss, zero)
+  close(loss, grpo.loss(grpo.Objective(beta=0), new, old, new - 1, *rest)[0])
+
+
+# -- variants --------------------------------------------------------------------------------------
+
+
+def two_outputs(objective):
+  """(loss, its gradient for each log-prob, sums) of two outputs with the ratios 4, 1/2 and 2 and
+  the advantages 1, -1; clip_high is 1/2."""
+  objective = dataclasses.replace(objective, clip_high=0.5)
+  new, mask = np.log([[0.4, 0.1], [0.6, 0.9]]), np.array([[1, 1], [1, 0]], bool)
+  old = np.log([[0.1, 0.2], [0.3, 0.9]])
+  weights = objective.aggregate(mask[None])[0]
+
+  def loss(x):
+    out = grpo.loss(objective, x, jnp.float32(old), None, wide([1, -1], 2), mask, weights)
+    return out[0].sum(), out[1]
+
+  (value, sums), gradient = jax.value_and_grad(loss, has_aux=True)(jnp.float32(new))
+  return value, gradient, sums
+
+
+def test_dapo_by_hand():
+  """min(4, 1.5) + 1/2 - 2 over three tokens; the first has no gradient, the others their ratio."""
+  value, gradient, sums = two_outputs(grpo.DAPO)
+  close(value, 0, atol=1e-6)
+  close(gradient, -np.array([[0, 0.5], [-2, 0]]) / 3, rtol=1e-5)
+  close(sums['clipped'], 1)
+
+
+def test_dr_grpo_by_hand():
+  """The same over two outputs of two tokens at most."""
+  close(two_outputs(grpo.DR_GRPO)[1], -np.array([[0, 0.5], [-2, 0]]) / 4, rtol=1e-5)
+
+
+def test_gspo_by_hand():
+  """s is sqrt(4 / 2) and 2: (1.414 - 2) / 2, and each output's gradient is shared by its tokens."""
+  value, gradient, sums = two_outputs(grpo.GSPO)
+  close(value, -(2**0.5 - 2) / 2, rtol=1e-5)
+  close(gradient, -np.array([[2**0.5 / 2, 2**0.5 / 2], [-2, 0]]) / 2, rtol=1e-5)
+  close(sums['clipped'], 0)
+
+
+def test_gspo_is_the_papers_formula():
+  new, old, _, advantages, lengths = drawn()
+  mask = np.arange(6) < np.array(lengths)[:, None]
+  objective = dataclasses.replace(grpo.GSPO, clip_low=0.1, clip_high=0.3)
+  loss, sums = grpo.loss(objective, *map(jnp.float32, (new, old)), None, wide(advantages), mask,
+                         grpo.sequence_mean(mask[None])[0])
+  s = np.array([np.exp(np.mean((x - y)[:n])) for x, y, n in zip(new, old, lengths)])
+  want = np.minimum(s * advantages, np.clip(s, 0.9, 1.3) * advantages)
+  close(loss, -want / len(want), rtol=1e-5)
+  assert 0 < sums['clipped'] < sums['tokens']
+
+
+def test_cispo_by_hand():
+  """The weights min(r, 1.5) are 1.5, 1/2 and 1.5, and every token has its gradient."""
+  value, gradient, sums = two_outputs(grpo.CISPO)
+  close(gradient, -np.array([[1.5, 0.5], [-1.5, 0]]) / 3, rtol=1e-5)
+  close(value, -(1.5 * np.log(0.4) + 0.5 * np.log(0.1) - 1.5 * np.log(0.6)) / 3, rtol=1e-5)
+  close(sums['clipped'], 2)
+
+
+def test_rloo_by_hand():
+  """A log pi over two outputs, whatever the old policy was."""
+  value, gradient, sums = two_outputs(grpo.RLOO)
+  close(gradient, -np.array([[1, 1], [-1, 0]]) / 2)
+  close(value, -(np.log(0.4) + np.log(0.1) - np.log(0.6)) / 2, rtol=1e-5)
+  close(sums['clipped'], 0)
+
+
+def test_an_importance_weight_multiplies_the_clipped_surrogate():
+  new, old, _, advantages, _ = drawn()
+  new, old, A = (jnp.float32(x).reshape(-1, 1) for x in (new, old, wide(advantages)))
+  weight = np.random.default_rng(1).uniform(0, 2, A.shape).astype(np.float32)
+  ones = np.ones_like(weight)
+  loss = lambda A: grpo.loss(grpo.Objective(), new, old, None, A, ones > 0, ones)[0]
+  close(loss(A * weight), loss(A) * weight[:, 0], rtol=1e-5)
 
 
 # -- KL --------------------------------------------------------------------------------------------
@@ -237,7 +374,8 @@ def test_aggregations_weigh_as_they_say():
   close(grpo.sequence_mean(MASK)[1, 1], [1 / 12, 1 / 12, 1 / 12, 0], rtol=1e-6)
   close(grpo.token_mean(MASK), MASK / 10, rtol=1e-6)
   close(grpo.sequence_sum(MASK), MASK / 16, rtol=1e-6)
-  for aggregate in (grpo.sequence_mean, grpo.token_mean, grpo.sequence_sum):
+  close(grpo.output_sum(MASK), MASK / 4)
+  for aggregate in (grpo.sequence_mean, grpo.token_mean, grpo.sequence_sum, grpo.output_sum):
     assert aggregate(MASK).dtype == np.float32
     assert np.isfinite(aggregate(np.zeros_like(MASK))).all()
 
@@ -259,4 +397,61 @@ def test_weights_are_of_the_budget_and_not_of_the_bucket(aggregate, weight):
   weights = np.asarray(batch.weights_PGC).reshape(2, 2, 32)
   close(weights[..., :4], MASK * weight, rtol=1e-6)
   assert not weights[..., 4:].any()
-  close(np.asarray(batch.advantages_PG).ravel(), [-1, 1, 0, 0], rtol=1e-5)
+  close(np.asarray(batch.advantages_PGC)[..., 0].ravel(), [-1, 1, 0, 0], rtol=1e-5)
+
+
+# -- in the loop -----------------------------------------------------------------------------------
+
+
+def test_a_rollout_is_weighed_as_a_whole():
+  """Six problems in updates of three, on two devices: a fake policy's log-probs come back in place,
+  and meet the sampler's in the importance weights and the reference's in the reward."""
+  P, G, C = 6, 2, 64
+  rng = np.random.default_rng(0)
+  lengths = rng.integers(1, 20, (P, G)).astype(np.int32)
+  mask = np.arange(C) < lengths[..., None]
+  sampled = rng.uniform(-2, 0, (P, G, C)).astype(np.float32)
+  prompts = (np.zeros((P, 3), np.int32), np.full(P, 3, np.int32))
+  samples = Rollout(*prompts, np.zeros((P, G, C), np.int32), lengths, lengths > 0, sampled)
+  texts = [''] * P
+  graded = rollout.Graded(samples, texts, texts, {}, rng.random((P, G)).astype(np.float32), texts)
+  machine = sharding.Machine(data=2, micro_rows=2, pieces=4)
+  state = types.SimpleNamespace(params=0.5, reference=2.0)
+  logp = lambda factor, batch: factor * batch.logp_old_PGC
+
+  def weigh(objective, logp):
+    cfg = rl.Config(init='', problems=None, evaluation=None, batch=3, group=G, minibatches=2,
+                    objective=objective)
+    return rl.weigh(cfg, graded, state, logp, machine, sharding.make_mesh(machine))
+
+  objective = dataclasses.replace(grpo.RLOO, reward_beta=0.1, importance=grpo.truncated)
+  weighed, A, over = weigh(objective, logp)
+  old = weighed.rollout.logp_PGC
+  close(old[mask], 0.5 * sampled[mask])
+  close(over, -0.5 * sampled * mask)
+  R = graded.rewards_PG - 0.1 * ((0.5 - 2) * sampled * mask).sum(-1)
+  want = (R - R[:, ::-1])[..., None] * np.minimum(np.exp(-0.5 * sampled * mask), 2)
+  close(A, want, rtol=1e-4, atol=1e-5)
+
+  same, A, over = weigh(grpo.Objective(), None)  # which evaluates nothing
+  assert over is None and same.rollout.logp_PGC is sampled
+  close(A[..., 5], grpo.group_advantages(graded.rewards_PG))
+
+
+def test_sampler_and_trainer_agree_and_half_the_weight_is_half_the_gradient(tmp_path):
+  """Two rollouts with the reference in the reward, twice: Adam sees no factor in the gradient."""
+  base, zero = experiment.experiment()
+  base.run(dataclasses.replace(base.config, evaluation=None), str(tmp_path / 'base'))
+
+  def run(name, **changes):
+    objective = dataclasses.replace(grpo.REINFORCE_PP, reward_beta=0.1, **changes)
+    cfg = dataclasses.replace(zero.config, init=str(tmp_path / 'base'), objective=objective,
+                              steps=4, optimizer=optim.Optimizer(lr=1e-3, clip_norm=1e6))
+    zero.run(cfg, str(tmp_path / name))
+    return [row for row in metrics.read(f'{tmp_path}/{name}/metrics.jsonl') if 'loss' in row]
+
+  plain, weighted = run('plain'), run('weighted', importance=lambda x: grpo.truncated(x) / 2)
+  for a, b in zip(plain, weighted, strict=True):
+    close([a['grad_norm'], a['reward']], [2 * b['grad_norm'], b['reward']], rtol=1e-3)
+    assert 0 < b['mismatch'] < 1e-4 and 'mismatch' not in a
+  assert weighted[0]['gap'] < 1e-6 < weighted[1]['gap']

@@ -1,8 +1,10 @@
 """Rewards: the format and the answer, and errors that are never silent."""
+from functools import partial
+
 import numpy as np
 import pytest
 
-from r1jax import prompts, rewards
+from r1jax import language, prompts, rewards
 from r1jax.types import Completion, Problem, Reward, UserError
 
 GOOD = '<think>3 + 4 = 7</think> <answer>7</answer>'
@@ -40,6 +42,119 @@ def test_format(text, score):
 @pytest.mark.parametrize('text, score', ANSWERS)
 def test_accuracy(text, score):
   assert rewards.accuracy(Problem('', ' 7 '), completion(text)) == score
+
+
+R1_TEXTS = [  # text, thinking, summary, in R1's format
+    (' <think>3 + 4 = 7</think> It is \\boxed{7}.', '3 + 4 = 7', 'It is \\boxed{7}.', True),
+    (GOOD, '3 + 4 = 7', '7', True), ('Hello!', 'Hello!', 'Hello!', False),
+    ('<think>hm', 'hm', None, False), ('3</think> 4', '3', '4', False),
+    ('<think></think> 4', '', '4', False), ('<think>3</think> ', '3', '', False),
+    ('<think>a</think><think>b</think> c', 'a', 'c', False),
+    ('so <think>a</think> c', 'so a', 'c', False),
+]  # yapf: disable
+
+
+@pytest.mark.parametrize('text, thinking, summary, good', R1_TEXTS)
+def test_views(text, thinking, summary, good):
+  assert prompts.thinking(text) == thinking
+  assert prompts.summary(text) == summary
+  assert prompts.in_format(text) == good
+  assert rewards.think_format(Problem('', ''), completion(text)) == good
+  assert rewards.think_format(Problem('', ''), completion(text)._replace(finished=False)) == 0
+  assert rewards.free_format(Problem('', ''), completion(text)) == (good or text == 'Hello!')
+
+
+@pytest.mark.parametrize('text, box', [(r'\boxed{1} or \boxed{\frac{1}{2}}.', r'\frac{1}{2}'),
+                                       (r'\boxed{ 7 }', '7'), (r'\boxed{1', None), ('7', None)])
+def test_boxed(text, box):
+  assert prompts.boxed(text) == box
+  assert rewards.boxed(Problem('', '7'), completion(f'<think>3</think> {text}')) == (box == '7')
+
+
+WORDS = [
+    ('First b=7+8=15, so c is done', 'en', 1.0), ('首先 b=7+8=15，好了', 'zh', 1.0),
+    ('首先 then 好', 'zh', 3 / 4), ('首先 then 好', 'en', 1 / 4),
+    ("don't `首先` $x 首$ \\(好\\) stop", 'en', 1.0), ('```\n好好好\n``` well', 'en', 1.0),
+    ('\\frac{好}{a} x y 1', 'en', 0.0), ('', 'zh', 0.0), ('да well', 'en', 0.5),
+]  # yapf: disable
+
+
+@pytest.mark.parametrize('text, target, share', WORDS)
+def test_language_consistency(text, target, share):
+  assert language.consistency(text, target) == share
+  problem = Problem('', '', language=target)
+  assert rewards.consistency(problem, completion(f'<think>{text}</think> 好 ok')) == share
+
+
+def test_language_consistency_needs_a_language():
+  with pytest.raises(ValueError, match="the language ''"):
+    language.consistency('word', '')
+
+
+def test_gates_of_readability():
+  gates = {gate.name: gate.function for gate in rewards.READABLE}
+  gates |= dict(language=rewards.one_language, mixed=rewards.unmixed)
+  problem = Problem('', '', language='en')
+  good = completion('<think>one two</think> three')
+  bad = dict(ended=good._replace(finished=False), format=completion('one two'),
+             repetition=completion('<think>' + 'a b c d e f g h i ' * 3 + '</think> x'),
+             paragraphs=completion('<think>' + 'word ' * 301 + '</think> x'),
+             code=completion('<think>so ```x```</think> y'),
+             language=completion('<think>一 二</think> three'),
+             mixed=completion('<think>one 二</think> three'))  # yapf: disable
+  assert list(bad) == list(gates)
+  assert all(gate(problem, good) == 1 for gate in gates.values())
+  assert all(gates[name](problem, text) == 0 for name, text in bad.items())
+  assert gates['mixed'](problem, bad['language']) == 1  # in one language, if not the question's
+
+
+@pytest.mark.parametrize('tokens, want', [(80, 0), (85, -0.25), (90, -0.5), (100, -1), (101, -1)])
+def test_overlong(tokens, want):
+  got = rewards.overlong(None, Completion('', tokens, True), max_tokens=100, cache=20)
+  assert got == want
+
+
+def test_routing():
+  """Reasoning gets rules, a helpful prompt its model on the summary, a harmful one its own on
+  everything, language is for all, and preference counts from update 8 on."""
+  seen = {}
+
+  def score(name, machine, mesh, tokenizer):
+    assert (machine, mesh, tokenizer) == ('machine', 'mesh', 'tokenizer')
+
+    def many(problems, completions):
+      seen[name] = [(p.kind, c.text) for p, c in zip(problems, completions)]
+      return [0.5 for _ in problems]
+
+    return many
+
+  terms = (
+      Reward('accuracy', rewards.accuracy, kinds=('reasoning',)),
+      Reward('helpful', kinds=('helpful',), view=prompts.summary, start=8,
+             load=partial(score, 'helpful')),
+      Reward('safety', kinds=('safety',), weight=2.0, start=8, load=partial(score, 'safety')),
+      Reward('language', rewards.consistency, stop=16),
+  )  # yapf: disable
+  rewards.check(terms)
+  loaded = rewards.load(terms, 'machine', 'mesh', 'tokenizer')
+  names = lambda step: [r.name for r in rewards.active(loaded, step)]
+  assert names(0) == ['accuracy', 'language'] and names(16) == ['accuracy', 'helpful', 'safety']
+  counting = rewards.active(loaded, 8)
+  problems = [Problem('', '7', kind, 'en') for kind in ('reasoning', 'helpful', 'safety')]
+  texts = ['<think>so</think> <answer>7</answer>', '<think>wicked 好</think> fine', '<think>open']
+  completions = [[completion(text)] for text in texts]
+  scores, errors = rewards.grade(counting, problems, completions)
+  assert not any(errors)
+  assert seen == {'helpful': [('helpful', 'fine')], 'safety': [('safety', '<think>open')]}
+  nan = np.nan
+  np.testing.assert_array_equal(scores['accuracy'][:, 0], [1, nan, nan])
+  np.testing.assert_array_equal(scores['helpful'][:, 0], [nan, 0.5, nan])
+  np.testing.assert_array_equal(scores['safety'][:, 0], [nan, nan, 0.5])
+  np.testing.assert_array_equal(scores['language'][:, 0], [1, 0.5, 1])
+  np.testing.assert_array_equal(rewards.total(counting, scores, (3, 1))[:, 0], [2, 1, 2])
+  # A helpful completion whose thinking never closes has no summary to be scored by: 0, no error.
+  scores, errors = rewards.grade(counting, problems[1:2], [[completion('<think>open')]])
+  assert scores['helpful'] == 0 and not errors[0]
 
 
 def test_split_and_template():
@@ -93,3 +208,6 @@ def test_rewards_are_told_apart_by_name():
   for names in ([], ['a', 'a'], ['accuracy', 'length']):
     with pytest.raises(UserError, match='rewards are named'):
       rewards.check([Reward(name, rewards.accuracy) for name in names])
+  for wrong in (Reward('a'), Reward('a', rewards.accuracy, load=print)):
+    with pytest.raises(UserError, match='reward a needs one of'):
+      rewards.check([wrong])

@@ -9,7 +9,7 @@ import numpy as np
 
 from r1jax import checkpoint, evals, grpo, losses, metrics, optim, rewards, rollout, sample
 from r1jax import seeds, sharding
-from r1jax.types import Batch, Problem, Reward, UserError
+from r1jax.types import Batch, Problem, Reward, Source, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +18,7 @@ class Config:
   init: str  # folder of a finished stage, or of a Hugging Face model
   problems: Callable[[str], list[Problem]]  # split -> problems; 'train' is trained on
   evaluation: evals.Evaluation  # before, after, and every eval_every updates
+  more: tuple[Source, ...] = ()  # further problems that join an update's, as in R1's last stage
   rewards: tuple[Reward, ...] = rewards.R1_ZERO  # weighted and added; the first says what is right
   steps: int = 10_400  # policy updates
   batch: int = 32  # problems an update
@@ -42,17 +43,16 @@ def run(cfg: Config, out: str) -> dict:
   check(cfg)
   machine, mesh = sharding.start(cfg.machine)
   model, params, tokenizer = checkpoint.load_model(cfg.init, machine, mesh)
-  train = cfg.problems('train')
-  rollout.encode(tokenizer, train, cfg.max_prompt_tokens)  # too long a prompt shows before the work
-  problems = seeds.stream(train, cfg.seed)
+  problem = make_stream(cfg, tokenizer)
+  terms = rewards.load(cfg.rewards, machine, mesh, tokenizer)
   sampler = rollout.make_sampler(model, tokenizer, cfg.sampling, cfg.group, cfg.max_prompt_tokens,
                                  machine, mesh, cfg.batch * cfg.minibatches)
-  evaluate = evals.make_evaluate(cfg.evaluation, cfg.rewards, model, tokenizer,
+  evaluate = evals.make_evaluate(cfg.evaluation, terms, model, tokenizer,
                                  cfg.max_prompt_tokens, cfg.seed, machine, mesh)
   update, reference_logp, tx = make_steps(cfg, model, machine, mesh)
   learning_rate = optim.learning_rate(cfg.optimizer, cfg.steps)
 
-  state = optim.init(tx, params, reference=params if cfg.objective.beta else None)
+  state = optim.init(tx, params, reference=params if cfg.objective.needs_reference else None)
   states = checkpoint.States(out)
   start = states.latest()
   state = states.restore(start, state) if start else state
@@ -64,26 +64,31 @@ def run(cfg: Config, out: str) -> dict:
     for step in range(start, cfg.steps, cfg.minibatches):
       clock = [time.monotonic()]
       key = seeds.key(cfg.seed, 'rollout', step)
-      numbers = problem_numbers(cfg, step)
-      calls = rollout.dispatch(sampler, state.params, key, numbers, [problems(n) for n in numbers])
+      numbers, counting = problem_numbers(cfg, step), rewards.active(terms, step)
+      calls = rollout.dispatch(sampler, state.params, key, numbers, [problem(n) for n in numbers])
       pending = read(pending, log)  # the last updates' numbers, while the device samples
-      graded = rollout.collect(sampler, calls, cfg.rewards)
+      graded = rollout.collect(sampler, calls, counting)
       rewards.check_errors(graded.errors, graded.rewards_PG.size, cfg.max_reward_errors)
-      graded = resample(cfg, graded, numbers[-1] + 1, sampler, state.params, key, problems)
+      graded = resample(cfg, graded, numbers[-1] + 1, sampler, state.params, key, problem, counting)
       clock.append(time.monotonic())
 
+      weighed = weigh(cfg, graded, state, reference_logp, machine, mesh)
       for m in range(cfg.minibatches):  # each is one update, with the rollout's old log-probs
-        part = rollout.take(graded, range(m * cfg.batch, (m + 1) * cfg.batch))
-        batch = make_batch(cfg, part, machine, mesh)
+        rows = range(m * cfg.batch, (m + 1) * cfg.batch)
+        part, advantages_PGC, over_sampler_PGC = rollout.take(weighed, rows)
+        batch = make_batch(cfg, part, machine, mesh, advantages_PGC)
         if cfg.objective.beta:
           batch = batch._replace(logp_ref_PGC=reference_logp(state.reference, batch))
         state, out_numbers = update(state, batch)
+        if over_sampler_PGC is not None:
+          out_numbers['mismatch'] = abs(over_sampler_PGC).sum()
         step += 1
         pending.append((step, float(learning_rate(step - 1)), part, out_numbers, clock))
 
       if step % cfg.samples_every == 0:
         log.samples(step, records(graded))
-      if cfg.objective.beta and cfg.refresh_every and step % cfg.refresh_every == 0:
+      refresh = cfg.objective.needs_reference and cfg.refresh_every
+      if refresh and step % cfg.refresh_every == 0:
         pending = read(pending, log)  # a failed update must not change the reference
         state = state._replace(reference=optim.copy(state.params))
       last = step == cfg.steps
@@ -110,6 +115,12 @@ def check(cfg: Config):
     raise UserError('rl samples from the whole distribution that it trains: sampling.temperature '
                     'must be above 0, top_p 1 and top_k 0 (an evaluation may cut)')
   rewards.check(cfg.rewards)
+  if sum(source.share for source in cfg.more) > cfg.batch:
+    raise UserError(f'the shares of `more` add up to more than the batch of {cfg.batch} problems')
+  windows = [x for of in (*cfg.more, *cfg.rewards) for x in (of.start, of.stop or 0)]
+  if any(x % cfg.minibatches for x in windows):
+    raise UserError(f'start and stop of rewards and of `more` must be multiples of minibatches, '
+                    f'{cfg.minibatches}: a rollout is made and graded as a whole')
   for name, least in dict(steps=1, batch=1, group=2, minibatches=1, save_every=1,
                           samples_every=1).items():
     if vars(cfg)[name] < least:
@@ -126,7 +137,36 @@ def problem_numbers(cfg, step):
   return range(first, first + cfg.batch * cfg.minibatches)
 
 
-def resample(cfg, graded, first, sampler, params, key, problems):
+def make_stream(cfg, tokenizer) -> Callable[[int], Problem]:
+  """number -> problem, for ever. Of each cfg.batch numbers in a row, the last belong to the sources
+  that are active in that update, each with its share and its own order; the rest to cfg.problems.
+  """
+
+  def stream(problems, seed):
+    train = problems('train')
+    if not train:
+      raise UserError('there are no problems to train on: what `problems` gives for "train" is '
+                      'empty')
+    rollout.encode(tokenizer, train, cfg.max_prompt_tokens)  # too long shows before the work
+    return seeds.stream(train, seed)
+
+  own = stream(cfg.problems, cfg.seed)
+  others = [(source, stream(source.problems, cfg.seed)) for source in cfg.more]
+
+  def problem(number):
+    turn, place = divmod(number, cfg.batch)
+    step, place = turn // (1 + cfg.resample), cfg.batch - 1 - place
+    for source, item in others:
+      if source.start <= step and (source.stop is None or step < source.stop):
+        if place < source.share:
+          return item(turn * source.share + place)
+        place -= source.share
+    return own(number)
+
+  return problem
+
+
+def resample(cfg, graded, first, sampler, params, key, problem, counting):
   """Puts fresh problems in the place of groups whose rewards are all equal, cfg.resample times.
 
   The errors of a group that goes stay on record.
@@ -136,8 +176,8 @@ def resample(cfg, graded, first, sampler, params, key, problems):
     numbers = range(first, first + int(equal.sum()))
     if not numbers:
       break
-    calls = rollout.dispatch(sampler, params, key, numbers, [problems(n) for n in numbers])
-    fresh = rollout.collect(sampler, calls, cfg.rewards)
+    calls = rollout.dispatch(sampler, params, key, numbers, [problem(n) for n in numbers])
+    fresh = rollout.collect(sampler, calls, counting)
     rewards.check_errors(fresh.errors, fresh.rewards_PG.size, cfg.max_reward_errors)
     old = rollout.take(graded, np.flatnonzero(equal))
     fresh = fresh._replace(errors=[a + b for a, b in zip(old.errors, fresh.errors)])
@@ -148,7 +188,8 @@ def resample(cfg, graded, first, sampler, params, key, problems):
 
 
 def make_steps(cfg, model, machine, mesh):
-  """The jitted update: state, batch -> state, numbers; the reference's log-probs; the optimizer."""
+  """The jitted update: state, batch -> state, numbers; log-probs: params, batch -> by row; the
+  optimizer."""
 
   def logp(params, batch):
     return losses.completion_logp(model, params, batch.prompts_PT, batch.prompt_lengths_P,
@@ -157,10 +198,9 @@ def make_steps(cfg, model, machine, mesh):
   def loss(params, batch):
     C = batch.tokens_PGC.shape[-1]
     mask_PGC = jnp.arange(C)[None, None] < batch.lengths_PG[..., None]
-    per_token = (logp(params, batch), batch.logp_old_PGC, batch.logp_ref_PGC)
-    others = (batch.advantages_PG, mask_PGC, batch.weights_PGC)
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), per_token + others)
-    return grpo.loss(cfg.objective, *flat)
+    per_token = (logp(params, batch), batch.logp_old_PGC, batch.logp_ref_PGC, batch.advantages_PGC,
+                 mask_PGC, batch.weights_PGC)
+    return grpo.loss(cfg.objective, *jax.tree.map(lambda x: x.reshape(-1, C), per_token))
 
   micro = micro_shape(cfg, machine, mesh)[0]
   tx = optim.chain(cfg.optimizer, cfg.steps)
@@ -176,18 +216,58 @@ def micro_shape(cfg, machine, mesh):
   return rows // g, g
 
 
-def make_batch(cfg, graded, machine, mesh) -> Batch:
-  """A minibatch on the device: padded to the mesh, cut to the longest completion's bucket."""
+def weigh(cfg, graded, state, logp, machine, mesh):
+  """What all updates of a rollout share, made before the first of them: the rollout, its advantages
+  [P, G, C], and with importance weights log(pi_old / pi_sampled) [P, G, C].
+
+  With importance weights the rollout's log-probs become those that the trainer's maths gives the
+  parameters that sampled. These, and the reference's where the reward has them, are computed on the
+  device; an objective with neither costs nothing here.
+  """
+  objective, mask_PGC, sampled_PGC = cfg.objective, token_mask(graded), graded.rollout.logp_PGC
+
+  def logp_under(params):
+    out_PGC = np.zeros_like(sampled_PGC)
+    for first in range(0, len(out_PGC), cfg.batch):
+      part = rollout.take(graded, range(first, first + cfg.batch))
+      rows = jax.device_get(logp(params, make_batch(cfg, part, machine, mesh)))
+      rows = rows.reshape(-1, rows.shape[-1])[:cfg.batch * cfg.group]  # without padding
+      out_PGC[first:first + cfg.batch, :, :rows.shape[-1]] = rows.reshape(cfg.batch, cfg.group, -1)
+    return out_PGC
+
+  old_PGC = logp_under(state.params) if objective.importance else sampled_PGC
+  over_sampler_PGC = (old_PGC - sampled_PGC) * mask_PGC if objective.importance else None
+  over_reference_PGC = None
+  if objective.reward_beta:
+    over_reference_PGC = (old_PGC - logp_under(state.reference)) * mask_PGC
+  advantages_PGC = grpo.token_advantages(objective, graded.rewards_PG, mask_PGC, over_reference_PGC,
+                                         over_sampler_PGC)
+  graded = graded._replace(rollout=graded.rollout._replace(logp_PGC=old_PGC))
+  return graded, advantages_PGC, over_sampler_PGC
+
+
+def token_mask(graded):
+  """True at the tokens of each completion, bool [P, G, C]."""
   rollout_ = graded.rollout
-  C = rollout_.tokens_PGC.shape[-1]
-  mask_PGC = np.arange(C) < rollout_.lengths_PG[..., None]
+  return np.arange(rollout_.tokens_PGC.shape[-1]) < rollout_.lengths_PG[..., None]
+
+
+def make_batch(cfg, graded, machine, mesh, advantages_PGC=None) -> Batch:
+  """A minibatch on the device: padded to the mesh, cut to the longest completion's bucket.
+
+  Without advantages_PGC (of `weigh`), the advantages are those of this minibatch's rewards alone.
+  """
+  rollout_, mask_PGC = graded.rollout, token_mask(graded)
+  if advantages_PGC is None:
+    advantages_PGC = grpo.token_advantages(cfg.objective, graded.rewards_PG, mask_PGC)
   batch = Batch(rollout_.prompts_PT, rollout_.prompt_lengths_P, rollout_.tokens_PGC,
-                rollout_.lengths_PG, rollout_.logp_PGC, None,
-                cfg.objective.advantages(graded.rewards_PG), cfg.objective.aggregate(mask_PGC))
+                rollout_.lengths_PG, rollout_.logp_PGC, None, advantages_PGC,
+                cfg.objective.aggregate(mask_PGC))
   longest = int(rollout_.lengths_PG.max())
-  bucket = next(end for end in sample.piece_ends(C, machine.pieces) if end >= longest)
+  pieces = sample.piece_ends(mask_PGC.shape[-1], machine.pieces)
+  bucket = next(end for end in pieces if end >= longest)
   problems, g = micro_shape(cfg, machine, mesh)
-  shapes = Batch('P', 'P', 'PGC', 'PG', 'PGC', None, 'PG', 'PGC')
+  shapes = Batch('P', 'P', 'PGC', 'PG', 'PGC', None, 'PGC', 'PGC')
 
   def lay_out(x, letters):
     x = x[..., :bucket] if 'C' in letters else x
@@ -209,7 +289,7 @@ def read(pending, log):
     place = lambda row: f'at sample {row}, of the problem {graded.problems[row // G].prompt!r}'
     optim.check_finite(step, numbers, place)
     tokens = float(numbers['tokens'])
-    means = ('kl', 'clipped', 'gap', 'surprise')
+    means = ('kl', 'clipped', 'gap', 'surprise', 'mismatch')
     row = {name: float(numbers[name]) / max(tokens, 1) for name in means if name in numbers}
     row.update(loss=float(numbers['loss']), grad_norm=float(numbers['grad_norm']), lr=lr)
     clock = dict(sample_s=sampled - began, update_s=time.monotonic() - sampled)
@@ -226,14 +306,16 @@ def assess(step, evaluate, params, log):
 
 def summarise(graded) -> dict:
   """What a minibatch's samples were like, plain floats."""
-  mean = lambda x: float(np.mean(x, dtype=np.float64))
+  mean = lambda x: float(np.nanmean(x, dtype=np.float64))
+  applied = {name: x for name, x in graded.scores.items() if not np.isnan(x).all()}
   return {
       'reward': mean(graded.rewards_PG),
-      **{f'reward/{name}': mean(scores) for name, scores in graded.scores.items()},
+      **{f'reward/{name}': mean(scores) for name, scores in applied.items()},
       'length': mean(graded.rollout.lengths_PG),
       'finished': mean(graded.rollout.finished_PG),
       'degenerate': mean(grpo.degenerate(graded.rewards_PG)),
       'reward/errors': sum(map(len, graded.errors)),
+      'reward/timeouts': sum('TimeoutError' in error for row in graded.errors for error in row),
   }
 
 
@@ -241,8 +323,8 @@ def records(graded, problems=2, completions=2):
   """A few samples as rows for samples.jsonl."""
   for p, problem in enumerate(graded.problems[:problems]):
     for g, completion in enumerate(graded.completions[p][:completions]):
-      scores = {name: float(x[p, g]) for name, x in graded.scores.items()}
-      yield dict(prompt=problem.prompt, completion=completion.text, answer=problem.answer,
+      scores = {name: float(x[p, g]) for name, x in graded.scores.items() if x[p, g] == x[p, g]}
+      yield dict(kind=problem.kind, prompt=problem.prompt, completion=completion.text, answer=problem.answer,
                  reward=float(graded.rewards_PG[p, g]), scores=scores, length=completion.num_tokens,
                  finished=completion.finished)
 

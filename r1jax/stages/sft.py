@@ -8,6 +8,7 @@ import numpy as np
 from r1jax import checkpoint, evals, losses, metrics, model as model_lib, optim, packing
 from r1jax import rewards as rewards_lib
 from r1jax import seeds, sharding
+from r1jax import tokenizer as tokenizer_lib
 from r1jax.types import Document, Reward, Rows, UserError
 
 
@@ -21,6 +22,7 @@ class Config:
   evaluation: evals.Evaluation | None = None  # afterwards
   rewards: tuple[Reward, ...] = rewards_lib.R1_ZERO  # for the evaluation
   steps: int = 1000  # updates
+  epochs: int = 0  # passes over the packed rows, instead of steps
   batch: int = 64  # packed rows an update
   row_tokens: int = 256  # a longer document is cut
   max_prompt_tokens: int = 64  # of the evaluation
@@ -38,13 +40,17 @@ def run(cfg: Config, out: str) -> dict:
     raise UserError('there must be documents, and steps, batch and save_every of at least 1')
   model, params, tokenizer = start(cfg, documents, machine, mesh)
   rows = packing.pack([encode(tokenizer, d, cfg.row_tokens) for d in documents], cfg.row_tokens)
+  if cfg.epochs:
+    steps = max(1, cfg.epochs * len(rows.tokens_BT) // cfg.batch)
+    cfg = dataclasses.replace(cfg, steps=steps, epochs=0)
   tx = optim.chain(cfg.optimizer, cfg.steps)
   learning_rate = optim.learning_rate(cfg.optimizer, cfg.steps)
   loss = lambda params, part: losses.cross_entropy(model, params, part, machine.logp_chunk)
   micro = min(machine.micro_rows, -(-cfg.batch // mesh.shape['data']))
   update = optim.make_update(loss, model, tx, mesh, micro)
-  evaluate = cfg.evaluation and evals.make_evaluate(cfg.evaluation, cfg.rewards, model, tokenizer,
-                                                    cfg.max_prompt_tokens, cfg.seed, machine, mesh)
+  evaluate = cfg.evaluation and evals.make_evaluate(
+      cfg.evaluation, rewards_lib.load(cfg.rewards, machine, mesh, tokenizer), model, tokenizer,
+      cfg.max_prompt_tokens, cfg.seed, machine, mesh)
 
   state = optim.init(tx, params)
   states = checkpoint.States(out)
@@ -94,7 +100,8 @@ def start(cfg, documents, machine, mesh):
 def encode(tokenizer, document, max_tokens):
   """(token ids with EOS, index of the first learnt token), cut to max_tokens."""
   prompt = tokenizer.encode(document.prompt) if document.prompt else []
-  ids = prompt + tokenizer.encode(document.response) + [min(tokenizer.eos_ids)]
+  rest = tokenizer_lib.encode_rest if prompt else lambda tokenizer, text: tokenizer.encode(text)
+  ids = prompt + rest(tokenizer, document.response) + [min(tokenizer.eos_ids)]
   return ids[:max_tokens], min(len(prompt), max_tokens)
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import zlib
 
 from r1jax import prompts
-from r1jax.types import Document, Problem
+from r1jax.types import Completion, Document, Problem
 
 NAMES = 'abcdefghij'
 SHORTEST, LONGEST = 5, 7  # variables in a chain
@@ -66,20 +66,20 @@ def _link(rng, value):
       return sign, digit, new
 
 
-def question(rng: random.Random, chain: Chain) -> str:
-  """The chain as a question, in English or Chinese."""
+def question(rng: random.Random, chain: Chain) -> tuple[str, str]:
+  """The chain as a question, in English or Chinese, and which of them: 'en' or 'zh'."""
   last = NAMES[len(chain.links)]
-  return rng.choice([f'{chain.text()}. What is {last}?', f'{chain.text()}。{last}是多少？'])
+  return rng.choice([(f'{chain.text()}. What is {last}?', 'en'),
+                     (f'{chain.text()}。{last}是多少？', 'zh')])
 
 
 def load(split: str, count: int = 8192) -> list[Problem]:
   """The first `count` problems of 'train' or 'test', always the same."""
   rng = random.Random(f'chain {split}')
   chains = [draw(rng, split) for _ in range(count)]
-  return [
-      Problem(prompts.SHORT.format(question=question(rng, chain)), str(chain.values()[-1]))
-      for chain in chains
-  ]
+  asked = [question(rng, chain) for chain in chains]
+  return [Problem(prompts.SHORT.format(question=text), str(chain.values()[-1]), 'reasoning',
+                  language, text) for chain, (text, language) in zip(chains, asked)]
 
 
 # -- what a completion does ------------------------------------------------------------------------
@@ -110,6 +110,40 @@ def styles(graded, right_PG) -> dict[str, float]:
   passed = lambda rows: sum(r for row, r in zip(rows, right) if row) / max(1, sum(rows))
   return dict(direct=share(direct), direct_pass=passed(direct), stepwise=share(stepwise),
               stepwise_pass=passed(stepwise))
+
+
+# -- from the cold start on: a think block and a summary -------------------------------------------
+
+
+def answer(text: str) -> str | None:
+  """The answer that a completion settles on, in R1-Zero's format or in R1's: the last number of what
+  follows its thinking; None where there is none."""
+  numbers = re.findall(r'\d+', prompts.summary(text) or '')
+  return numbers[-1] if numbers else None
+
+
+def accuracy(problem: Problem, completion: Completion) -> float:
+  """1 if the completion settles on the reference, else 0."""
+  return float(answer(completion.text) == problem.answer)
+
+
+def rewrite(problem: Problem, completion: Completion) -> str:
+  """The thinking in the question's language, and a summary instead of a bare answer: what the paper
+  asks a prompted model for (v2, B.3.2)."""
+  said = {'en': 'The answer is {}.', 'zh': '答案是{}。'}[problem.language]
+  thinking = translate(prompts.thinking(completion.text), problem.language)
+  return f' <think>{thinking}</think> {said.format(answer(completion.text))}'
+
+
+def translate(thinking: str, language: str) -> str:
+  """The same with every phrase of the other language replaced by one of the same role."""
+  source, target = (CHINESE, ENGLISH) if language == 'en' else (ENGLISH, CHINESE)
+  same = {phrase: target[role][i % len(target[role])] for role, phrases in source.items()
+          for i, phrase in enumerate(phrases)}  # yapf: disable
+  longest_first = sorted(same, key=len, reverse=True)
+  edge = r'\b' if source is ENGLISH else ''
+  pattern = edge + '(' + '|'.join(map(re.escape, longest_first)) + ')' + edge
+  return re.sub(pattern, lambda match: same[match[1]], thinking)
 
 
 # -- the base model's reading ----------------------------------------------------------------------
@@ -145,7 +179,7 @@ def _text(rng):
   words = _language(rng)
   think = rng.choices([_direct, _skipping, _stepwise], [0.48, 0.15, 0.37])[0]
   thinking, answer = think(rng, chain, words)
-  asked = question(rng, chain)
+  asked, _ = question(rng, chain)
   if rng.random() < 0.75:
     body = rng.choices([
         f' <think>{thinking}</think> <answer>{answer}</answer>',
