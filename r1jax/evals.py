@@ -17,7 +17,7 @@ class Evaluation:
   num_problems: int = 512  # the first so many of the split
   k: int = 1  # samples a problem
   sampling: Sampling = Sampling()  # how they are drawn
-  answer: Callable | None = None  # for cons@k: completion text -> its answer, None where it has none
+  answer: Callable | None = None  # for cons@k: text of a completion -> its answer or None
   same: Callable = lambda a, b: a == b  # for cons@k: whether two answers mean the same
   more: Callable | None = None  # graded samples, right [P, k] -> further numbers of the task
 

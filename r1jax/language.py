@@ -10,8 +10,8 @@ import re
 
 LANGUAGES = {'en': r'[A-Za-zÀ-ɏ]', 'zh': r'[\u3400-\u9fff\uf900-\ufaff]'}
 
-# Code and formulas are in no language: fenced and inline code, LaTeX, and any ASCII run with a digit
-# or an operator in it (b=7+8, x_1, f(x)=2). Names of a single Latin letter, too.
+# Code and formulas are in no language: fenced and inline code, LaTeX, and any ASCII run that has a
+# digit or an operator in it (b=7+8, x_1, f(x)=2). Names of a single Latin letter, too.
 _MARKED = re.compile(
     r'```.*?(?:```|$)|`[^`\n]*`|\$\$.*?(?:\$\$|$)|\$[^$\n]*\$|\\\[.*?(?:\\\]|$)|\\\(.*?(?:\\\)|$)'
     r'|\\[A-Za-z]+(?:\{[^{}]*\})*', re.DOTALL)

@@ -159,8 +159,8 @@ def run_stage(file, stage, order) -> dict:
     print(f'{out.name}: finished already, in {out}', flush=True)
     return json.loads(done.read_text())['result']
   out.mkdir(parents=True, exist_ok=True)
-  row = dict(file=str(file), order=order, run=describe(stage.run), config=resolved,
-             parents=parents, commit=commit(), machine=describe(machine), devices=list(map(str, jax.devices())),
+  row = dict(file=str(file), order=order, run=describe(stage.run), config=resolved, parents=parents,
+             commit=commit(), machine=describe(machine), devices=list(map(str, jax.devices())),
              versions={n: importlib.metadata.version(n) for n in ('jax', 'flax', 'optax')})
   metrics.write_aside(record, json.dumps(row, indent=1, ensure_ascii=False))
   print(f'{out.name}: into {out}', flush=True)
@@ -179,7 +179,8 @@ def parents_of(config) -> dict:
 
 
 def _finished(name):
-  return 0 < len(name) < 1000 and '\0' not in name and (pathlib.Path(name) / 'result.json').is_file()
+  return 0 < len(name) < 1000 and '\0' not in name and (pathlib.Path(name) /
+                                                        'result.json').is_file()
 
 
 def strings(described):
@@ -230,8 +231,8 @@ def evaluate(argv):
   machine, mesh = sharding.start(config.machine)
   model, params, tokenizer = checkpoint.load_model(args.model, machine, mesh)
   terms = rewards.load(config.rewards, machine, mesh, tokenizer)
-  judge = evals.make_evaluate(cfg, terms, model, tokenizer, config.max_prompt_tokens,
-                              config.seed, machine, mesh)
+  judge = evals.make_evaluate(cfg, terms, model, tokenizer, config.max_prompt_tokens, config.seed,
+                              machine, mesh)
   print('result', json.dumps(judge(params)[0]))
 
 

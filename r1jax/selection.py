@@ -123,8 +123,7 @@ class Pairs:
         for g in range(0, len(row), 2):
           a, b, *_ = (*views[g:], None)
           if a is None or b is None:
-            reasons[g:g + 2] = ['half a pair' if a is not None or b is not None else 'no summary'
-                               ] * len(row[g:g + 2])  # yapf: disable
+            reasons[g:g + 2] = ['half a pair'] * len(row[g:g + 2])
           elif a == b:
             reasons[g:g + 2] = ['both the same'] * 2
           else:
@@ -146,8 +145,9 @@ class Pairs:
           reasons[g:g + 2] = ['too close'] * 2
           continue
         better, worse = pair if mean > 0 else reversed(pair)
-        rows.append(dict(prompt=problem.prompt, responses=[better.text, worse.text], label=1.0,
-                         kind=problem.kind, lengths=[len(self.view(c.text)) for c in (better, worse)]))
+        rows.append(
+            dict(prompt=problem.prompt, responses=[better.text, worse.text], label=1.0,
+                 kind=problem.kind, lengths=[len(self.view(c.text)) for c in (better, worse)]))
       return out
 
     return choose

@@ -49,9 +49,10 @@ def experiment():
   safety = reward_model.Config(OUT['dev'], partial(generate.judged, OUT['labels']), prompts.whole,
                                losses.pointwise, **learn)
   terms = (Reward('accuracy', rewards.accuracy, kinds=('reasoning',)),
-           Reward('helpful', kinds=('helpful',), start=2, load=partial(scoring.model,
-                                                                       OUT['helpful'])),
-           Reward('safety', kinds=('helpful',), start=2, load=partial(scoring.model, OUT['safety'])))
+           Reward('helpful', kinds=('helpful',), start=2,
+                  load=partial(scoring.model, OUT['helpful'])),
+           Reward('safety', kinds=('helpful',), start=2, load=partial(scoring.model,
+                                                                      OUT['safety'])))
   zero = dataclasses.replace(tiny.experiment()[1].config, init=OUT['dev'], rewards=terms, steps=4,
                              more=(Source(general, 1, 2),))
   column = evaluate.Column('right', 'right')

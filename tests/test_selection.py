@@ -89,12 +89,14 @@ def test_pairs_are_judged_four_times_in_random_order():
   assert len(set(swaps)) > 3
 
 
-@pytest.mark.parametrize('verdicts, reason', [
-    (['A>>B', 'A>>B', 'A=B', 'A>>B'], ''),  # 1.5
-    (['A>B', 'A>B', 'A>B', 'A>B'], 'too close'),  # 1 is not above 1
-    (['A>>B', 'A>>B', 'B>>A', 'B>>A'], 'too close'),
-    (['A>>B', ValueError('nonsense'), 'A>>B', 'A>>B'], 'judge: ValueError'),
-])
+@pytest.mark.parametrize(
+    'verdicts, reason',
+    [
+        (['A>>B', 'A>>B', 'A=B', 'A>>B'], ''),  # 1.5
+        (['A>B', 'A>B', 'A>B', 'A>B'], 'too close'),  # 1 is not above 1
+        (['A>>B', 'A>>B', 'B>>A', 'B>>A'], 'too close'),
+        (['A>>B', ValueError('nonsense'), 'A>>B', 'A>>B'], 'judge: ValueError'),
+    ])
 def test_pairs_are_kept_where_the_mean_is_beyond_the_threshold(verdicts, reason):
   mirror = {'A>>B': 'B>>A', 'A>B': 'B>A', 'A=B': 'A=B', 'B>A': 'A>B', 'B>>A': 'A>>B'}
 
@@ -112,8 +114,8 @@ def test_pairs_that_cannot_be_judged():
 
 
 def test_lengths_are_balanced():
-  row = lambda better, worse: dict(prompt='p', responses=['', ''], label=1.0, kind='x',
-                                   lengths=[better, worse])
+  common = dict(prompt='p', responses=['', ''], label=1.0, kind='x')
+  row = lambda better, worse: dict(common, lengths=[better, worse])
   rows = [row(10, 5), row(30, 5), row(5, 10), row(8, 8)]
   kept, removed = selection.Pairs(None).finish(rows)
   assert len(kept) == 3 and removed == {'unbalanced length': 1}  # (30, 5) goes
@@ -133,8 +135,11 @@ def test_the_views_that_judges_have():
 
 
 @pytest.mark.parametrize('answers, winner', [
-    (['1/2', '0.5', '3', '3', '.5'], 0), (['3', None, None, None], 0), ([None], None),
-    (['1', '2', '2'], 1), (['2', '1', '1', '2'], 0),
+    (['1/2', '0.5', '3', '3', '.5'], 0),
+    (['3', None, None, None], 0),
+    ([None], None),
+    (['1', '2', '2'], 1),
+    (['2', '1', '1', '2'], 0),
 ])
 def test_the_majority_is_over_equivalent_answers(answers, winner):
   assert evals.majority(answers, lambda a, b: Fraction(a) == Fraction(b)) == winner

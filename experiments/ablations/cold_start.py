@@ -17,11 +17,13 @@ RUNS = 'runs/ablations/cold_start'
 def experiment():
   """Dev2 as it is, and the same from the base."""
   without = r1.reinforce(r1.BASE, objective=r1.DEV2_OBJECTIVE)
-  models = {'base': r1.BASE, 'RL from the base': f'{RUNS}/without', 'Dev1': r1.DEV1,
-            'RL from Dev1': r1.DEV2}
+  models = {
+      'base': r1.BASE, 'RL from the base': f'{RUNS}/without', 'Dev1': r1.DEV1,
+      'RL from Dev1': r1.DEV2
+  }
   runs = {'from Dev1': r1.DEV2, 'from the base': f'{RUNS}/without'}
-  curves = (evaluate.Curves('reward', 'reward', 'reward', runs),
-            evaluate.Curves('accuracy', 'reward/accuracy', 'accuracy', runs),
+  curves = (evaluate.Curves('reward', 'reward', 'reward',
+                            runs), evaluate.Curves('accuracy', 'reward/accuracy', 'accuracy', runs),
             evaluate.Curves('consistency', 'reward/language', 'language consistency', runs))
   table = evaluate.Config(models, r1.tasks()[:1], max_prompt_tokens=r1.PROMPT, curves=curves)
   return (*r1.through(r1.DEV2), Stage(rl.run, without, f'{RUNS}/without'),

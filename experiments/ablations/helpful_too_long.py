@@ -5,8 +5,8 @@
 RL for all scenarios in which the preference rewards count from the first update on and for three
 times as many updates as in R1. `truth` is what the reward model stands for: it is measured and not
 earned (weight 0). It goes on from experiments/tiny/r1.py, whose first stages it runs if they are
-not there; on its own it takes eight minutes on two CPU cores. Expected, as in the paper: the model's
-reward keeps rising while what it stands for stops or falls. Measured: not yet run.
+not there; on its own it takes eight minutes on two CPU cores. Expected, as in the paper: the
+model's reward keeps rising while what it stands for stops or falls. Measured: not yet run.
 """
 from experiments.tiny import r1
 from r1jax.stages import evaluate, rl
@@ -22,10 +22,11 @@ def experiment():
   long = r1.all_scenarios(steps=120, last=120, truth=truth)
   models = {'Dev3': r1.DEV3, 'R1': r1.R1, 'for too long': f'{RUNS}/long'}
   runs = {'for too long': f'{RUNS}/long'}
-  curves = (evaluate.Curves('reward_model', 'reward/helpful', 'score of the reward model', runs),
-            evaluate.Curves('truth', 'reward/truth', 'helpful in truth', runs),
-            evaluate.Curves('accuracy', 'reward/accuracy', 'accuracy', runs),
-            evaluate.Curves('length', 'length', 'tokens', runs))
+  curves = (evaluate.Curves('reward_model', 'reward/helpful', 'score of the reward model',
+                            runs), evaluate.Curves('truth', 'reward/truth', 'helpful in truth',
+                                                   runs),
+            evaluate.Curves('accuracy', 'reward/accuracy', 'accuracy',
+                            runs), evaluate.Curves('length', 'length', 'tokens', runs))
   table = evaluate.Config(models, r1.tasks(), max_prompt_tokens=r1.PROMPT, curves=curves)
   return (*r1.through(r1.R1), Stage(rl.run, long, f'{RUNS}/long'),
           Stage(evaluate.run, table, f'{RUNS}/helpful_too_long'))

@@ -40,8 +40,8 @@ def experiment():
   """One run a variant, and a table of all."""
   runs = {name: f'{RUNS}/{name}' for name in VARIANTS}
   stages = [Stage(rl.run, variant(**changes), runs[name]) for name, changes in VARIANTS.items()]
-  curves = (evaluate.Curves('accuracy', 'reward/accuracy', 'accuracy', runs),
-            evaluate.Curves('length', 'length', 'tokens', runs))
-  table = evaluate.Config({'base': r1.BASE, **runs}, r1.tasks(k=4)[:1], max_prompt_tokens=r1.PROMPT,
-                          curves=curves)
+  curves = (evaluate.Curves('accuracy', 'reward/accuracy', 'accuracy',
+                            runs), evaluate.Curves('length', 'length', 'tokens', runs))
+  table = evaluate.Config({'base': r1.BASE, **runs},
+                          r1.tasks(k=4)[:1], max_prompt_tokens=r1.PROMPT, curves=curves)
   return (*r1.through(r1.BASE), *stages, Stage(evaluate.run, table, f'{RUNS}/variants'))

@@ -70,8 +70,9 @@ def run(cfg: Config, out: str) -> dict:
   metrics.write_aside(pathlib.Path(out) / 'samples.jsonl', ''.join(map(metrics.to_json, samples)))
   notes = cfg.notes(table) if cfg.notes else []
   metrics.write_aside(pathlib.Path(out) / 'table.md', markdown(columns, table, notes))
-  metrics.write_aside(pathlib.Path(out) / 'table.json', json.dumps(
-      dict(columns=[c._asdict() for c in columns], rows=table, notes=notes), indent=1))
+  metrics.write_aside(
+      pathlib.Path(out) / 'table.json',
+      json.dumps(dict(columns=[c._asdict() for c in columns], rows=table, notes=notes), indent=1))
   print(markdown(columns, table, notes), flush=True)
   for curves in cfg.curves:
     picture = svg.lines({line: curve(run, curves.metric) for line, run in curves.runs.items()},
@@ -105,10 +106,10 @@ def assess(cfg, row, init, machine, mesh):
     for p, problem in enumerate(graded.problems[:cfg.shown]):
       scores = {name: float(x[p, 0]) for name, x in graded.scores.items() if x[p, 0] == x[p, 0]}
       first = graded.completions[p][0]
-      samples.append(dict(step=0, row=row, task=task.name, prompt=problem.prompt,
-                          completion=first.text, answer=problem.answer, scores=scores,
-                          reward=float(graded.rewards_PG[p, 0]), length=first.num_tokens,
-                          finished=first.finished))
+      samples.append(
+          dict(step=0, row=row, task=task.name, prompt=problem.prompt, completion=first.text,
+               answer=problem.answer, scores=scores, reward=float(graded.rewards_PG[p, 0]),
+               length=first.num_tokens, finished=first.finished))
   return numbers, samples
 
 

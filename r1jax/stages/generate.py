@@ -65,8 +65,9 @@ def run(cfg: Config, out: str) -> dict:
         break
     metrics.write_aside(shard, ''.join(map(metrics.to_json, rows)))
     kept = sum(len(row['kept']) for row in rows)
-    print(f'{pathlib.Path(out).name}  problem {start + cfg.shard}: {len(rows)} completions, kept '
-          f'{kept}, {len(left)} problems without any', flush=True)
+    print(
+        f'{pathlib.Path(out).name}  problem {start + cfg.shard}: {len(rows)} completions, kept '
+        f'{kept}, {len(left)} problems without any', flush=True)
   return finish(cfg, data)
 
 
@@ -106,7 +107,8 @@ def finish(cfg, data) -> dict:
       kinds[row['kind']]['written'] += 1
     kept, removed = cfg.select.finish(rows + others)
   kinds = {kind: {**counts, 'dropped': dict(+counts['dropped'])} for kind, counts in kinds.items()}
-  metrics.write_aside(data / 'report.json', json.dumps(dict(kinds=kinds, removed=removed), indent=1))
+  metrics.write_aside(data / 'report.json', json.dumps(dict(kinds=kinds, removed=removed),
+                                                       indent=1))
   metrics.write_aside(data / 'result.jsonl', ''.join(map(metrics.to_json, kept)))
   total = lambda name: sum(counts[name] for counts in kinds.values())
   return dict(rows=len(kept), **{name: total(name) for name in _counts() if name != 'dropped'},

@@ -47,8 +47,8 @@ def run(cfg: Config, out: str) -> dict:
   terms = rewards.load(cfg.rewards, machine, mesh, tokenizer)
   sampler = rollout.make_sampler(model, tokenizer, cfg.sampling, cfg.group, cfg.max_prompt_tokens,
                                  machine, mesh, cfg.batch * cfg.minibatches)
-  evaluate = evals.make_evaluate(cfg.evaluation, terms, model, tokenizer,
-                                 cfg.max_prompt_tokens, cfg.seed, machine, mesh)
+  evaluate = evals.make_evaluate(cfg.evaluation, terms, model, tokenizer, cfg.max_prompt_tokens,
+                                 cfg.seed, machine, mesh)
   update, reference_logp, tx = make_steps(cfg, model, machine, mesh)
   learning_rate = optim.learning_rate(cfg.optimizer, cfg.steps)
 
@@ -324,9 +324,9 @@ def records(graded, problems=2, completions=2):
   for p, problem in enumerate(graded.problems[:problems]):
     for g, completion in enumerate(graded.completions[p][:completions]):
       scores = {name: float(x[p, g]) for name, x in graded.scores.items() if x[p, g] == x[p, g]}
-      yield dict(kind=problem.kind, prompt=problem.prompt, completion=completion.text, answer=problem.answer,
-                 reward=float(graded.rewards_PG[p, g]), scores=scores, length=completion.num_tokens,
-                 finished=completion.finished)
+      yield dict(kind=problem.kind, prompt=problem.prompt, completion=completion.text,
+                 answer=problem.answer, reward=float(graded.rewards_PG[p, g]), scores=scores,
+                 length=completion.num_tokens, finished=completion.finished)
 
 
 def result(out, steps) -> dict:

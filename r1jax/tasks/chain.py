@@ -78,8 +78,10 @@ def load(split: str, count: int = 8192) -> list[Problem]:
   rng = random.Random(f'chain {split}')
   chains = [draw(rng, split) for _ in range(count)]
   asked = [question(rng, chain) for chain in chains]
-  return [Problem(prompts.SHORT.format(question=text), str(chain.values()[-1]), 'reasoning',
-                  language, text) for chain, (text, language) in zip(chains, asked)]
+  return [
+      Problem(prompts.SHORT.format(question=text), str(chain.values()[-1]), 'reasoning', language,
+              text) for chain, (text, language) in zip(chains, asked)
+  ]
 
 
 # -- what a completion does ------------------------------------------------------------------------
@@ -116,8 +118,8 @@ def styles(graded, right_PG) -> dict[str, float]:
 
 
 def answer(text: str) -> str | None:
-  """The answer that a completion settles on, in R1-Zero's format or in R1's: the last number of what
-  follows its thinking; None where there is none."""
+  """The answer that a completion settles on, in R1-Zero's format or in R1's: the last number of
+  what follows its thinking; None where there is none."""
   numbers = re.findall(r'\d+', prompts.summary(text) or '')
   return numbers[-1] if numbers else None
 

@@ -1,0 +1,104 @@
+"""What the stages of DeepSeek-R1 share: folders, data, the judge, and the settings that the paper
+repeats. Sections are of arXiv 2501.12948 v2 unless v1 is named.
+
+None of these files can run yet: DeepSeek-V3's own architecture (latent attention, experts;
+2412.19437, section 2) is not in r1jax/model, and attention holds all scores of a row at once, which
+32,768 tokens are too many for. They say what is run when both are there; tests/test_experiments.py
+traces every step with a dense model of V3's width and depth. Rewards compare answers exactly, white
+space aside: that 1/2 and 0.5 are the same is a later version's work, and so are tests of programs,
+until when a problem of the kind `code` is refused.
+
+What you put in place, relative to the checkout (r1jax/tasks/lines.py says how a line looks):
+
+  models/DeepSeek-V3-Base           the base, a Hugging Face folder
+  data/reasoning/train.jsonl        table 4: 26K maths, 22K STEM, 15K logic (17K code: see above),
+                                    each line with its kind: math, stem or logic
+  data/added/train.jsonl            further problems, whose answers DeepSeek-V3 compares (B.3.3)
+  data/helpful/train.jsonl          table 4: 66K requests
+  data/safety/train.jsonl           table 4: 12,000 requests
+  data/safety_labels/train.jsonl    106,000 requests (section 3.1)
+  data/general/train.jsonl          documents, the 200K of DeepSeek-V3's own pipeline (B.3.3)
+  data/aime24/test.jsonl, data/math500/test.jsonl, data/gpqa/test.jsonl      30, 500, 198 problems
+
+All questions are English or Chinese, from contests before 2023 and none of a benchmark's, by
+overlap of 10-grams (D.1). DeepSeek-V3 is served by you, at SERVER.
+"""
+from functools import partial
+
+from r1jax import ask, evals, grpo, optim, prompts, rewards, sample, sharding
+from r1jax.stages import sft
+from r1jax.tasks import lines
+from r1jax.types import Reward
+
+BASE = 'models/DeepSeek-V3-Base'
+SERVER, V3 = 'http://localhost:8000/v1', 'deepseek-ai/DeepSeek-V3'
+
+# 64 x 8 H800 (B.4.4): weights, moments, gradient and reference are 20 bytes a parameter, 13.4 TB of
+# the 40 TB. How they are cut is ours.
+MACHINE = sharding.Machine(fsdp=64, tensor=8, micro_rows=1, dtype='bfloat16')
+PROMPT = 2048  # tokens; unconfirmed: chosen (means are 122 in maths, 161 in STEM, 420 in logic)
+
+REASONING = ('reasoning', 'math', 'stem', 'logic')  # kinds with a reference (table 4)
+HELPFUL, SAFETY = 'helpful', 'safety'  # kinds of requests: each is of one set (section 3.1)
+
+# A line's question, in R1-Zero's template (v1, table 1) and in R1's from the cold start on.
+reasoning = partial(lines.load, folder='data/reasoning', kinds=REASONING)
+reasoning_zero = partial(reasoning, template=prompts.R1_ZERO)
+helpful = partial(lines.requests, folder='data/helpful', kind=HELPFUL)
+safety = partial(lines.requests, folder='data/safety', kind=SAFETY)
+
+# How maths is asked in an evaluation, to the letter (appendix J).
+BOXED = prompts.R1.replace(
+    '{question}',
+    '{question}\nPlease reason step by step, and put your final answer within \\boxed{{}}.')
+
+# Stage 1's clip is 10 (section 3.2.1). R1-Zero's is not stated and stage 2's not restated: chosen,
+# the same. 1 - 10 is below any ratio, so the lower end never binds [derived]. KL 0.001 (2.1 and
+# 3.2.1). The level of the ratio and 1 / |o| are unconfirmed: chosen, grpo.Objective's default,
+# DeepSeekMath's token form (2402.03300, eq. 3); level=grpo.per_sequence is R1's eq. 1 as printed.
+OBJECTIVE = grpo.Objective(clip_low=10, clip_high=10, beta=0.001)
+
+RIGHT = Reward('accuracy', rewards.boxed, kinds=REASONING)
+FORMAT = Reward('format', rewards.think_format, kinds=REASONING)
+LANGUAGE = Reward('language', rewards.consistency)  # of all data, added with weight 1 (eq. 7 and 8)
+
+
+def ask_v3(**settings):
+  """DeepSeek-V3 on your server; its sampling is unconfirmed everywhere: chosen in place."""
+  return partial(ask.endpoint, SERVER, V3, **settings)
+
+
+def answer(text):
+  """What the summary's last box holds: cons@k votes with it."""
+  return prompts.boxed(prompts.summary(text) or '')
+
+
+def sampled(folder, k, template, answer, problems):
+  """An evaluation as in D.1: temperature 0.6, top-p 0.95, at most 32,768 tokens, k samples."""
+  return evals.Evaluation(partial(lines.load, folder=folder, template=template, kinds=REASONING),
+                          num_problems=problems, k=k, sampling=sample.Sampling(32_768, 0.6, 0.95),
+                          answer=answer)  # yapf: disable
+
+
+def aime(k=16, template=BOXED, answer=answer):
+  """AIME 2024's 30 problems; 16 samples each are those of the training curve (v1, figure 2)."""
+  return sampled('data/aime24', k, template, answer, 30)
+
+
+def fine_tune(documents, epochs):
+  """SFT of V3-Base; both times with the same settings (B.4.2)."""
+  return sft.Config(
+      init=BASE,
+      documents=documents,
+      evaluation=aime(),
+      rewards=(RIGHT, FORMAT, LANGUAGE),
+      epochs=epochs,
+      batch=128,  # B.4.2, without a unit: chosen, packed rows
+      row_tokens=32_768,  # the context (B.4.2)
+      max_prompt_tokens=PROMPT,
+      # B.4.2: cosine from 5e-5 to 5e-6. Warm-up, AdamW's betas, its weight decay and the clip of
+      # the gradient are unconfirmed: chosen, none and optim.Optimizer's defaults.
+      optimizer=optim.Optimizer(lr=5e-5, schedule=optim.cosine, end_lr=5e-6),
+      save_every=100,  # ours
+      machine=MACHINE,
+  )
