@@ -512,11 +512,9 @@ def trace_rl(cfg, model, machine, mesh):
 
 
 def trace_sft(cfg, model, machine, mesh):
-  tx = optim.chain(cfg.optimizer, 1000)
-  loss = lambda params, part: losses.cross_entropy(model, params, part, machine.logp_chunk)
-  update = optim.make_update(loss, model, tx, mesh, machine.micro_rows)  # as sft.run has it
+  update, tx, micro = sft.make_update(cfg, model, machine, mesh)
   rows = sft.Rows(*(np.ones((1, SHORT), dtype) for dtype in (np.int32, np.int32, np.float32)))
-  batch = sft.make_batch(rows, [0] * cfg.batch, machine.micro_rows, mesh)
+  batch = sft.make_batch(rows, [0] * cfg.batch, micro, mesh)
   batch = widen(batch, cfg.row_tokens)
   assert batch.tokens_BT.shape == (cfg.batch, cfg.row_tokens)
   trace_update(update, tx, model, batch)
@@ -524,12 +522,10 @@ def trace_sft(cfg, model, machine, mesh):
 
 
 def trace_reward_model(cfg, model, machine, mesh):
-  model, tx = scalar.make(model), optim.chain(cfg.optimizer, 1000)
-  loss = reward_model.make_loss(cfg, model)
-  update = optim.make_update(loss, model, tx, mesh,
-                             machine.micro_rows)  # as reward_model.run has it
+  model = scalar.make(model)
+  update, tx, micro = reward_model.make_update(cfg, model, machine, mesh, 1000)
   texts = [[1] * SHORT] * (1 if cfg.loss is losses.pointwise else 2)
-  batch = reward_model.make_batch([(texts, 1.0)] * cfg.batch, SHORT, machine.micro_rows, mesh)
+  batch = reward_model.make_batch([(texts, 1.0)] * cfg.batch, SHORT, micro, mesh)
   trace_update(update, tx, model, widen(batch, cfg.max_tokens))
 
 

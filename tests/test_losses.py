@@ -116,3 +116,22 @@ def test_positions_start_again_in_each_segment():
   segments = jnp.array([[1, 1, 1, 2, 2, 0, 0], [1, 2, 3, 3, 3, 3, 0]])
   np.testing.assert_array_equal(losses.positions_in_segments(segments),
                                 [[0, 1, 2, 0, 1, 0, 1], [0, 0, 0, 1, 2, 3, 0]])
+
+
+def test_preference_losses_by_hand():
+  scores_B2 = jnp.float32([[2.0, 1.0], [0.0, 0.0]])
+  close(losses.bradley_terry(scores_B2, None), [np.log1p(np.exp(-1)), np.log(2)], rtol=1e-6)
+  scores_B1, labels_B = jnp.float32([[2.0], [2.0]]), jnp.float32([1.0, 0.0])
+  p = 1 / (1 + np.exp(-2))
+  close(losses.pointwise(scores_B1, labels_B), [-np.log(p), -np.log(1 - p)], rtol=1e-6)
+
+
+def test_the_score_is_the_last_token_s(tiny):
+  model, params = tiny()
+  head = jnp.asarray(normal(model.config.D))
+  params = model.split({**params, 'score_head': head, 'score_bias': jnp.float32(0.5)})
+  tokens_BT, lengths_B = tokens_of((2, 6)), jnp.int32([4, 6])
+  got = losses.sequence_score(model, params, tokens_BT, lengths_B)
+  for row, length, score in zip(tokens_BT, lengths_B, got):  # without padding
+    hidden_1TD, _ = model.apply(params, row[None, :length], jnp.arange(length)[None])
+    close(score, hidden_1TD[0, -1] @ head + 0.5, rtol=1e-5, atol=1e-5)

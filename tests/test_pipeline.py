@@ -1,12 +1,15 @@
 """Every kind of stage in one pipeline: what it leaves, kills, and what a person may do wrong."""
 import json
 from pathlib import Path
+import random
 import shutil
 import time
 
 import pytest
 
-from r1jax import metrics, tokenizer
+from r1jax import losses, metrics, optim, prompts, scoring, sharding, tokenizer
+from r1jax.stages import reward_model
+from r1jax.types import Completion, Judged, Problem
 
 PIPELINE = Path(__file__).parent / 'pipeline.py'
 NAMES = ('base', 'data', 'dev', 'pairs', 'labels', 'helpful', 'safety', 'zero', 'table')
@@ -130,3 +133,29 @@ def test_the_page(made, start):
   assert process.returncode == 0, err
   page = (made / 'report.html').read_text(encoding='utf-8')
   assert all(name in page for name in NAMES) and out.startswith('wrote ')
+
+
+@pytest.mark.parametrize('loss', [losses.bradley_terry, losses.pointwise])
+def test_a_reward_model_learns_what_is_better(made, tmp_path, loss):
+  """Nines are better than zeros, on prompts it has not seen; lengths say nothing."""
+  rng = random.Random(0)
+
+  def judged():
+    for i in range(120):
+      good, bad = ('<think>' + digit * rng.randint(1, 6) for digit in '90')
+      if loss is losses.bradley_terry:
+        yield Judged(f'{i}=', (good, bad))
+      else:
+        yield Judged(f'{i}=', *[((good,), 1.0), ((bad,), 0.0)][i % 2])
+
+  items = list(judged())
+  cfg = reward_model.Config(str(made / 'dev'), lambda: items, prompts.whole, loss, held_out=0.3,
+                            epochs=3, batch=12, max_tokens=64, optimizer=optim.Optimizer(lr=1e-2),
+                            machine=sharding.Machine())
+  result = reward_model.run(cfg, str(tmp_path))
+  assert result['accuracy'] > 0.9 and result['length_only'] < 0.8 and result['held_out'] == 36
+  many = scoring.model(str(tmp_path), *sharding.start(cfg.machine), tokenizer.load(made / 'dev'))
+  texts = [Completion('<think>99', 1, True), Completion('<think>00', 1, True),
+           Completion('9' * 2000, 1, True)]  # yapf: disable
+  high, low, long = many([Problem('200=', '')] * 3, texts)
+  assert 1 > high > 0.5 > low > 0 and isinstance(long, ValueError)

@@ -36,10 +36,8 @@ def run(cfg: Config, out: str) -> dict:
   params = {**params, **jax.device_put(head, sharding.replicated(mesh))}
   train, test, long = split(cfg, tokenizer)
   steps = max(1, cfg.epochs * len(train) // cfg.batch)
-  tx = optim.chain(cfg.optimizer, steps)
+  update, tx, micro = make_update(cfg, model, machine, mesh, steps)
   learning_rate = optim.learning_rate(cfg.optimizer, steps)
-  micro = min(machine.micro_rows, -(-cfg.batch // mesh.shape['data']))
-  update = optim.make_update(make_loss(cfg, model), model, tx, mesh, micro)
   T = max(len(ids) for texts, _ in train for ids in texts)
 
   state = optim.init(tx, params)
@@ -90,8 +88,8 @@ def split(cfg, tokenizer):
   return train, test, left_out
 
 
-def make_loss(cfg, model):
-  """(split params, part of a batch) -> weighted loss by row."""
+def make_update(cfg, model, machine, mesh, steps):
+  """The jitted update: state, batch -> state, numbers; the optimizer; rows a device has at once."""
 
   def loss(params, part):
     tokens_BNT, lengths_BN, labels_B, weights_B = part
@@ -100,7 +98,9 @@ def make_loss(cfg, model):
                                      lengths_BN.reshape(B * N))
     return weights_B * cfg.loss(scores_B.reshape(B, N), labels_B), {}
 
-  return loss
+  tx = optim.chain(cfg.optimizer, steps)
+  micro = min(machine.micro_rows, -(-cfg.batch // mesh.shape['data']))
+  return optim.make_update(loss, model, tx, mesh, micro), tx, micro
 
 
 def make_batch(items, T, micro, mesh):

@@ -43,11 +43,8 @@ def run(cfg: Config, out: str) -> dict:
   if cfg.epochs:
     steps = max(1, cfg.epochs * len(rows.tokens_BT) // cfg.batch)
     cfg = dataclasses.replace(cfg, steps=steps, epochs=0)
-  tx = optim.chain(cfg.optimizer, cfg.steps)
+  update, tx, micro = make_update(cfg, model, machine, mesh)
   learning_rate = optim.learning_rate(cfg.optimizer, cfg.steps)
-  loss = lambda params, part: losses.cross_entropy(model, params, part, machine.logp_chunk)
-  micro = min(machine.micro_rows, -(-cfg.batch // mesh.shape['data']))
-  update = optim.make_update(loss, model, tx, mesh, micro)
   evaluate = cfg.evaluation and evals.make_evaluate(
       cfg.evaluation, rewards_lib.load(cfg.rewards, machine, mesh, tokenizer), model, tokenizer,
       cfg.max_prompt_tokens, cfg.seed, machine, mesh)
@@ -81,6 +78,14 @@ def run(cfg: Config, out: str) -> dict:
     log.close()
   checkpoint.save_model(out, model, state.params, tokenizer)
   return {name.removeprefix('eval/'): value for name, value in result.items()}
+
+
+def make_update(cfg, model, machine, mesh):
+  """The jitted update: state, rows -> state, numbers; the optimizer; rows a device has at once."""
+  loss = lambda params, part: losses.cross_entropy(model, params, part, machine.logp_chunk)
+  tx = optim.chain(cfg.optimizer, cfg.steps)
+  micro = min(machine.micro_rows, -(-cfg.batch // mesh.shape['data']))
+  return optim.make_update(loss, model, tx, mesh, micro), tx, micro
 
 
 def start(cfg, documents, machine, mesh):

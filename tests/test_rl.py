@@ -1,0 +1,74 @@
+"""Which problems an update sees, and what its rewards come to on record."""
+import collections
+import dataclasses
+
+import numpy as np
+import pytest
+
+from r1jax import rollout
+from r1jax.stages import rl
+from r1jax.types import Completion, Problem, Rollout, Source, UserError
+from tests import experiment as tiny
+
+
+class Letters:
+  """A tokenizer of nothing but lengths."""
+  encode = staticmethod(lambda text: [1] * len(text))
+
+
+def source(kind, count):
+  return lambda split: [Problem(f'{split}{i}', '', kind) for i in range(count)]
+
+
+def config(**changes):
+  base = tiny.experiment()[1].config
+  return dataclasses.replace(base, problems=source('own', 6), batch=4, minibatches=1, steps=8,
+                             max_prompt_tokens=9, **changes)
+
+
+def kinds(cfg):
+  """The kinds of each step's problems."""
+  problem = rl.make_stream(cfg, Letters)
+  return [[problem(n).kind for n in rl.problem_numbers(cfg, step)] for step in range(cfg.steps)]
+
+
+def test_other_problems_join_in_their_updates():
+  more = (Source(source('a', 3), 1, 2), Source(source('b', 3), 2, 4, 6))
+  own, with_a, with_both = ['own'] * 4, ['own'] * 3 + ['a'], ['own', 'b', 'b', 'a']
+  assert kinds(config(more=more)) == [own] * 2 + [with_a] * 2 + [with_both] * 2 + [with_a] * 2
+  assert kinds(config(more=more, resample=2)) == kinds(config(more=more))
+
+
+def test_every_problem_has_its_turn():
+  problem = rl.make_stream(config(more=(Source(source('a', 6), 2),)), Letters)
+  seen = collections.Counter(problem(n) for n in range(4 * 6))  # six updates
+  assert [n for p, n in seen.items() if p.kind == 'a'] == [2] * 6
+  alone = rl.make_stream(config(), Letters)
+  assert collections.Counter(
+      alone(n) for n in range(12)) == {p: 2 for p in source('own', 6)('train')}
+
+
+def test_no_problems_is_a_sentence():
+  with pytest.raises(UserError, match='no problems to train on'):
+    rl.make_stream(config(more=(Source(lambda split: [], 1),)), Letters)
+
+
+def test_shares_and_windows_are_checked():
+  with pytest.raises(UserError, match='add up to more than the batch of 4'):
+    rl.check(config(more=(Source(source('a', 1), 5),)))
+  with pytest.raises(UserError, match='multiples of minibatches, 2'):
+    rl.check(dataclasses.replace(config(more=(Source(source('a', 1), 1, 3),)), minibatches=2))
+
+
+def test_a_mean_is_over_what_a_reward_applies_to():
+  ones = np.ones((2, 2), np.float32)
+  sampled = Rollout(None, None, None, ones, ones, None)
+  scores = {'rule': np.float32([[1, 0], [np.nan, np.nan]]), 'never': ones * np.nan}
+  problems = [Problem('p', '', 'x'), Problem('q', '', 'y')]
+  texts = [[Completion('t', 1, True)] * 2] * 2
+  graded = rollout.Graded(sampled, problems, texts, scores, ones,
+                          [['reward rule failed: TimeoutError()'], []])
+  numbers = rl.summarise(graded)
+  assert numbers['reward/rule'] == 0.5 and 'reward/never' not in numbers
+  assert numbers['reward/errors'] == numbers['reward/timeouts'] == 1
+  assert [row['scores'] for row in rl.records(graded)] == [{'rule': 1.0}, {'rule': 0.0}, {}, {}]
