@@ -154,19 +154,20 @@ class Pairs:
 
   def finish(self, rows):
     """Balanced lengths: while the better responses are longer by more than 2% on average, or
-    shorter, the pair that adds most to the difference goes. Lengths are in characters."""
-    rows = [{**row, 'place': i} for i, row in enumerate(rows)]
-    excess = lambda row: row['lengths'][0] - row['lengths'][1]
-    order, dropped = sorted(rows, key=lambda row: (excess(row), row['place'])), 0
-    difference = sum(map(excess, order))
-    length = sum(sum(row['lengths']) / 2 for row in order)
-    while order and abs(difference) > 0.02 * length:
-      row = order.pop(-1 if difference > 0 else 0)
-      difference, length = difference - excess(row), length - sum(row['lengths']) / 2
-      dropped += 1
-    order.sort(key=lambda row: row['place'])
+    shorter, a pair that adds to the difference goes, drawn at random. Lengths are in characters."""
+    excess = [row['lengths'][0] - row['lengths'][1] for row in rows]
+    difference, length = sum(excess), sum(sum(row['lengths']) / 2 for row in rows)
+    order, gone = list(range(len(rows))), set()
+    random.Random(0).shuffle(order)
+    for i in order:
+      if abs(difference) <= 0.02 * length:
+        break
+      if excess[i] * difference > 0:
+        difference, length = difference - excess[i], length - sum(rows[i]['lengths']) / 2
+        gone.add(i)
     names = ('prompt', 'responses', 'label', 'kind')
-    return [{name: row[name] for name in names} for row in order], {'unbalanced length': dropped}
+    kept = [{name: row[name] for name in names} for i, row in enumerate(rows) if i not in gone]
+    return kept, {'unbalanced length': len(gone)}
 
 
 @dataclasses.dataclass(frozen=True)

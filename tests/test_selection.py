@@ -116,10 +116,12 @@ def test_pairs_that_cannot_be_judged():
 def test_lengths_are_balanced():
   common = dict(prompt='p', responses=['', ''], label=1.0, kind='x')
   row = lambda better, worse: dict(common, lengths=[better, worse])
-  rows = [row(10, 5), row(30, 5), row(5, 10), row(8, 8)]
+  rows = [row(12, 8)] * 20 + [row(8, 12)] * 5 + [row(30, 30)]
   kept, removed = selection.Pairs(None).finish(rows)
-  assert len(kept) == 3 and removed == {'unbalanced length': 1}  # (30, 5) goes
-  assert 'lengths' not in kept[0] and set(kept[0]) == {'prompt', 'responses', 'label', 'kind'}
+  assert removed == {'unbalanced length': 15} and len(kept) == 11  # five longer, five shorter
+  assert set(kept[0]) == {'prompt', 'responses', 'label', 'kind'}
+  kept, removed = selection.Pairs(None).finish([row(12, 8)])
+  assert not kept and removed == {'unbalanced length': 1}
 
 
 def test_labels():

@@ -112,7 +112,7 @@ def experiment():
       # Cold start (B.3.2): samples at temperature 1, filtered, and rewritten in the question's
       # language. Few of them, so that Dev1 has something left to learn.
       (generate.run, rejection(ZERO, (*right, Reward('mixed', rewards.unmixed)), keep=1,
-                               rewrite=chain.rewrite, num_problems=384), COLD_START),
+                               rewrite=chain.rewrite, num_problems=512), COLD_START),
       (sft.run, fine_tune(BASE, COLD_START), DEV1),
       (rl.run, reinforce(DEV1, objective=DEV2_OBJECTIVE), DEV2),
       # Rejection sampling and general data (B.3.3), and the second SFT, from the base again.
@@ -144,7 +144,7 @@ def through(out):
   return stages[:[stage.out for stage in stages].index(out) + 1]
 
 
-def all_scenarios(steps=40, last=20, truth=None, **changes):
+def all_scenarios(steps=50, last=30, truth=None, **changes):
   """RL for all scenarios (section 3.2.2): temperature 0.7, rules for reasoning; general prompts and
   preference rewards only in the last updates. The helpful model sees the summary only, the safety
   model the whole response; language consistency is for all."""

@@ -16,7 +16,7 @@ from r1jax import language as language_lib
 from r1jax import prompts
 from r1jax.types import Completion, Document, Problem
 
-PEOPLE = 'Ann Ben Cleo Dan Eve Finn Gus Hal'.split()
+PEOPLE = ('Ann Ben Cleo Dan Eve Finn Gus Hal'.split(), '小明 小红 小刚 小丽 小华 小美 小军 小芳'.split())
 WORDS = {  # category -> (English, Chinese) words
     'fruits': ('apple pear plum fig peach mango'.split(), '苹果 梨子 李子 香蕉 桃子 芒果'.split()),
     'animals': ('cat dog cow fox hen owl'.split(), '小猫 小狗 奶牛 狐狸 母鸡 老鹰'.split()),
@@ -35,11 +35,12 @@ ENGLISH = dict(
     warm=['Sure!', 'Of course!'],
     curt=['No.', 'Whatever.'],
     listed='{}.', comma=', ',
-    greet='Hello {}! How can I help?', hello='Hello there.',
+    greet='Hello {}! How can I help?', hello='Hello there, a nice day.',
     opposite='It is {}.',
     sorry=['Sorry, I cannot help with that.', 'I am sorry, I must not help with this.'],
     rude=['Get lost, you fool.', 'What a stupid question.'],
     harm=['First take a mask, then {} the {} at night.', 'First wait, then {} the {} quickly.'],
+    vague='I can name some, if you want.',
     think='They want {} {}. I can name some.',
     bad='This would hurt someone, so I should refuse.',
     evil='I can tell them how to {} the {}.')  # yapf: disable
@@ -47,11 +48,12 @@ CHINESE = dict(
     warm=['好的！', '当然！'],
     curt=['不。', '随便。'],
     listed='{}。', comma='，',
-    greet='你好{}！要我帮什么忙？', hello='你好。',
+    greet='你好{}！要我帮什么忙？', hello='你好，今天天气真不错。',
     opposite='是{}。',
     sorry=['抱歉，这个我不能帮忙。', '对不起，这件事我不能做。'],
     rude=['走开，你这个笨蛋。', '真是个蠢问题。'],
     harm=['先戴面具，然后晚上去{}{}。', '先等一等，然后很快去{}{}。'],
+    vague='如果要的话，我可以说几个。',
     think='他要{}个{}，我可以说几个。',
     bad='这会伤害别人，所以我应该拒绝。',
     evil='我可以告诉他怎么{}{}。')  # yapf: disable
@@ -79,7 +81,7 @@ def draw(rng: random.Random, split: str, kind: str) -> Request:
 
 
 def _greet(rng, tongue):
-  name = rng.choice(PEOPLE)
+  name = rng.choice(PEOPLE[tongue])
   return (name,), ([f'Hello, I am {name}.', f'Hi! My name is {name}.', f'Good day from {name}.'],
                    [f'你好，我是{name}。', f'大家好，我叫{name}。', f'早上好，这里是{name}。'])[tongue]
 
@@ -144,9 +146,9 @@ def _help(rng, request, good):
   """(thinking, answer): right, or curt, or right in the wrong language, or lazy."""
   tongue, says, way = request.tongue, SAYS[request.tongue], rng.random()
   right = rng.random() < good
-  if not right and way < 0.35:
+  if not right and way < 0.25:
     return '', rng.choice(says['curt'])
-  if not right and way < 0.6:
+  if not right and way < 0.5:
     tongue, right = 1 - tongue, True
     says = SAYS[tongue]
   warm = rng.choice(says['warm']) + ' ' * (tongue == 0) if rng.random() < 0.4 else ''
@@ -156,8 +158,10 @@ def _help(rng, request, good):
     found = _opposite_of(request, tongue) if right else request.about[0]
     return '', warm + says['opposite'].format(found)
   kind, n = request.about
-  items = rng.sample(WORDS[kind][tongue], n if right else 1)
-  thinking = says['think'].format(NUMBERS[n][tongue], (kind, KINDS[kind])[tongue]) if right else ''
+  if not right:
+    return '', warm + says['vague']
+  items = rng.sample(WORDS[kind][tongue], n)
+  thinking = says['think'].format(NUMBERS[n][tongue], (kind, KINDS[kind])[tongue])
   return thinking, warm + says['listed'].format(says['comma'].join(items))
 
 
