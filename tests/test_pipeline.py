@@ -113,7 +113,7 @@ def test_an_empty_filter_result_loses_nothing(made, start, tmp_path):
   for name in NAMES[1:]:
     shutil.rmtree(out / name)
   status, _, err = run(start, tmp_path, '--data.num-problems', '2', '--data.samples', '1',
-                       '--data.rounds', '1', '--data.sampling.max-tokens', '15')
+                       '--data.rounds', '1', '--data.sampling.max-tokens', '1')
   assert status == 2 and err.count('\n') == 1
   assert 'nothing was kept of 2 completions' in err and "'even': 2" in err
   assert len(metrics.read(out / 'data/data/shard-00000.jsonl')) == 2

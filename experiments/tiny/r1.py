@@ -45,7 +45,7 @@ def texts():
 
 def general():
   """General data as another model writes it, not all of it well: 60% (section 3.2, B.3.3)."""
-  return talk.documents(1500, good=0.6, seed='general data')
+  return talk.documents(2000, good=0.6, seed='general data')
 
 
 def both(split):
@@ -165,7 +165,7 @@ def all_scenarios(steps=50, last=30, truth=None, **changes):
 # -- the stage table -------------------------------------------------------------------------------
 
 
-def tasks(k=16, problems=192):
+def tasks(k=16, problems=128):
   """Evaluation as in D.1: temperature 0.6, top-p 0.95, k samples a problem."""
   sampling = sample.Sampling(max_tokens=112, temperature=0.6, top_p=0.95)
   ask = partial(evals.Evaluation, num_problems=problems, sampling=sampling)
