@@ -353,7 +353,7 @@ def data(stages):
       reasons = sorted(reasons.items(), key=lambda item: -item[1])
       reasons += [('duplicate', count(found, 'duplicates'))]
       lost = sum(n for _, n in reasons)
-      total = max(count(found, 'samples'), lost, 1)
+      total = max(count(found, 'samples'), lost)  # 0 where all of a kind was written elsewhere
       parts = [('kept', '', total - lost), *((f'dropped: {k}', k, n) for k, n in reasons)]
       yield f'{title}<h4>{text(kind, 40)} <small>{sums(found)}</small></h4>'
       title = ''
