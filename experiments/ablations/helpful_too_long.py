@@ -2,10 +2,10 @@
 
   bash launch/local.sh experiments/ablations/helpful_too_long.py
 
-RL for all scenarios in which the preference rewards count from the first update on and for three
-times as many updates as in R1. `truth` is what the reward model stands for: it is measured and not
+RL for all scenarios in which the preference rewards count from the first update on, for 80 updates
+where R1 has 30. `truth` is what the reward model stands for: it is measured and not
 earned (weight 0). It goes on from experiments/tiny/r1.py, whose first stages it runs if they are
-not there; on its own it takes eight minutes on two CPU cores. Expected, as in the paper: the
+not there; on its own it takes six minutes on two CPU cores. Expected, as in the paper: the
 model's reward keeps rising while what it stands for stops or falls. Measured: not yet run.
 """
 from experiments.tiny import r1
@@ -19,7 +19,7 @@ RUNS = 'runs/ablations/helpful_too_long'
 def experiment():
   """R1 as it is, and with preference rewards throughout."""
   truth = Reward('truth', talk.helpful, weight=0.0, kinds=('helpful',))
-  long = r1.all_scenarios(steps=120, last=120, truth=truth)
+  long = r1.all_scenarios(steps=80, last=80, truth=truth)
   models = {'Dev3': r1.DEV3, 'R1': r1.R1, 'for too long': f'{RUNS}/long'}
   runs = {'for too long': f'{RUNS}/long'}
   curves = (evaluate.Curves('reward_model', 'reward/helpful', 'score of the reward model',
