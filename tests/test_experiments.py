@@ -386,6 +386,25 @@ def test_missing_and_empty_files(tmp_path):
     lines.requests('train', tmp_path, 'helpful')
 
 
+# -- the experiments that are run here -------------------------------------------------------------
+
+SMALL = sorted(path for name in ('tiny', 'ablations', 'stories')
+               for path in (ROOT / 'experiments' / name).glob('*.py'))  # yapf: disable
+
+
+@pytest.mark.parametrize('path', SMALL, ids=lambda path: f'{path.parent.name}/{path.stem}')
+def test_small_experiments_are_whole(path):
+  """Settings agree, and what a stage starts from is made by one before it."""
+  stages = main.override(path, main.load_experiment(path), [])
+  made = set()
+  for stage in stages:
+    if stage.run is rl.run:
+      rl.check(stage.config)
+    named = {name for name in main.strings(main.describe(stage.config)) if name.startswith('runs/')}
+    assert named <= made, f'{stage.out} needs {named - made}'
+    made.add(stage.out)
+
+
 # -- every step, by shape --------------------------------------------------------------------------
 
 QWEN = dict(model_type='qwen2', hidden_act='silu', vocab_size=152064, rms_norm_eps=1e-5,

@@ -27,4 +27,4 @@ def experiment():
             evaluate.Curves('consistency', 'reward/language', 'language consistency', runs))
   table = evaluate.Config(models, r1.tasks()[:1], max_prompt_tokens=r1.PROMPT, curves=curves)
   return (*r1.through(r1.DEV2), Stage(rl.run, without, f'{RUNS}/without'),
-          Stage(evaluate.run, table, f'{RUNS}/cold_start'))
+          Stage(evaluate.run, table, f'{RUNS}/table'))

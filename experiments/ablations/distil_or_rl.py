@@ -31,4 +31,4 @@ def experiment():
   table = evaluate.Config(models, r1.tasks()[:1], max_prompt_tokens=r1.PROMPT, curves=curves)
   return (*r1.through(r1.STUDENT_ZERO), Stage(rl.run, longer, f'{RUNS}/longer'),
           Stage(rl.run, further,
-                f'{RUNS}/further'), Stage(evaluate.run, table, f'{RUNS}/distil_or_rl'))
+                f'{RUNS}/further'), Stage(evaluate.run, table, f'{RUNS}/table'))

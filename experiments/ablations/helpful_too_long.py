@@ -29,4 +29,4 @@ def experiment():
                             runs), evaluate.Curves('length', 'length', 'tokens', runs))
   table = evaluate.Config(models, r1.tasks(), max_prompt_tokens=r1.PROMPT, curves=curves)
   return (*r1.through(r1.R1), Stage(rl.run, long, f'{RUNS}/long'),
-          Stage(evaluate.run, table, f'{RUNS}/helpful_too_long'))
+          Stage(evaluate.run, table, f'{RUNS}/table'))

@@ -3,7 +3,7 @@
   bash launch/local.sh experiments/ablations/language.py
 
 Reasoning RL from the same Dev1 with and without the reward, and one table and two pictures of both,
-in runs/ablations/language. It goes on from experiments/tiny/r1.py, whose first stages it runs if
+in runs/ablations/language/table. It goes on from experiments/tiny/r1.py, whose first stages it runs if
 they are not there; on its own it takes three minutes on two CPU cores. Expected, as in the paper:
 consistency stays high with the reward and decays without it, at about the same accuracy. Measured:
 not yet run.
@@ -25,4 +25,4 @@ def experiment():
                             runs), evaluate.Curves('accuracy', 'reward/accuracy', 'accuracy', runs))
   table = evaluate.Config(models, r1.tasks()[:1], max_prompt_tokens=r1.PROMPT, curves=curves)
   return (*r1.through(r1.DEV2), Stage(rl.run, without, f'{RUNS}/without'),
-          Stage(evaluate.run, table, f'{RUNS}/language'))
+          Stage(evaluate.run, table, f'{RUNS}/table'))

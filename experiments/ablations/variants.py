@@ -44,4 +44,4 @@ def experiment():
                             runs), evaluate.Curves('length', 'length', 'tokens', runs))
   table = evaluate.Config({'base': r1.BASE, **runs},
                           r1.tasks(k=4)[:1], max_prompt_tokens=r1.PROMPT, curves=curves)
-  return (*r1.through(r1.BASE), *stages, Stage(evaluate.run, table, f'{RUNS}/variants'))
+  return (*r1.through(r1.BASE), *stages, Stage(evaluate.run, table, f'{RUNS}/table'))
