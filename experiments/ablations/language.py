@@ -3,10 +3,10 @@
   bash launch/local.sh experiments/ablations/language.py
 
 Reasoning RL from the same Dev1 with and without the reward, and one table and two pictures of both,
-in runs/ablations/language/table. It goes on from experiments/tiny/r1.py, whose first stages it runs if
-they are not there; on its own it takes three minutes on two CPU cores. Expected, as in the paper:
-consistency stays high with the reward and decays without it, at about the same accuracy. Measured:
-not yet run.
+in runs/ablations/language/table. It goes on from experiments/tiny/r1.py, whose first stages it runs
+if they are not there; on its own it takes three minutes on two CPU cores. Expected, as in the
+paper: consistency stays high with the reward and decays without it, at about the same accuracy.
+Measured: not yet run.
 """
 from experiments.tiny import r1
 from r1jax.stages import evaluate, rl
