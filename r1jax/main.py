@@ -31,7 +31,9 @@ def load_experiment(file) -> tuple[Stage, ...]:
   top = next((p.parent for p in file.absolute().parents if p.name == 'experiments'), file.parent)
   sys.path.insert(0, str(top))  # experiments import one another
   try:
-    experiment = runpy.run_path(str(file)).get('experiment')
+    # Its functions get the names that they have where another experiment imports this one.
+    name = '.'.join(file.absolute().relative_to(top.absolute()).with_suffix('').parts)
+    experiment = runpy.run_path(str(file), run_name=name).get('experiment')
     if not experiment:
       raise UserError(f'{file} has no function experiment() that returns a Stage')
     found = experiment()
