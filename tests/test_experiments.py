@@ -405,6 +405,18 @@ def test_small_experiments_are_whole(path):
     made.add(stage.out)
 
 
+def test_a_stage_is_the_same_run_or_imported():
+  """What one experiment has finished, another that goes on from it does not run again."""
+  settings = lambda path: {
+      stage.out: main.describe(stage.config)
+      for stage in main.load_experiment(ROOT / 'experiments' / path)
+  }
+  whole, part = settings('tiny/r1.py'), settings('ablations/distil_or_rl.py')
+  shared = whole.keys() & part.keys()
+  assert len(shared) == 15 and all(whole[out] == part[out] for out in shared)
+  assert 'experiments.tiny.r1.texts' in main.strings(whole['runs/tiny/r1/base'])
+
+
 # -- every step, by shape --------------------------------------------------------------------------
 
 QWEN = dict(model_type='qwen2', hidden_act='silu', vocab_size=152064, rms_norm_eps=1e-5,
