@@ -12,6 +12,10 @@ Sections of arXiv 2501.12948 v2 are named at each stage. The world is small (tas
 tasks/talk.py) and so are the numbers; experiments/r1/ has the paper's. Where the paper is silent
 the choice is a field: what a word is (language.py), the scale of the verdicts and the gates
 (selection.py, rewards.READABLE), a reward model's scale (stages/reward_model.py).
+
+A quarter of an hour on two CPU cores. Expected: the findings that the table names at its end.
+Measured, seeds 0, 1, 2 (commit d1efe40): all of them, but that cons@16 is below pass@1 by 0.002 and
+0.006 in one row of seeds 0 and 2; 854 and 755 s for seeds 1 and 2.
 """
 from functools import partial
 
