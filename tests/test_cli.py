@@ -201,6 +201,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(refused, base):
 
 def test_rewards_that_fail_stop_the_run(refused, base):
   text = EXPERIMENT.read_text().replace('1 - completion.num_tokens / 16', 'problem.lost')
-  Path('failing.py').write_text(text.replace('  del problem\n', ''))
-  said = refused('run', 'failing.py', '--out', 'out')
+  Path('experiment.py').write_text(text.replace('  del problem\n', ''))
+  said = refused('run', 'experiment.py', '--out', 'out')
   assert 'rewards failed on' in said and "no attribute 'lost'" in said

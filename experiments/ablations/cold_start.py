@@ -23,9 +23,14 @@ def experiment():
       'RL from Dev1': r1.DEV2
   }
   runs = {'from Dev1': r1.DEV2, 'from the base': f'{RUNS}/without'}
-  curves = (evaluate.Curves('reward', 'reward', 'reward',
-                            runs), evaluate.Curves('accuracy', 'reward/accuracy', 'accuracy', runs),
-            evaluate.Curves('consistency', 'reward/language', 'language consistency', runs))
+  curves = (
+      evaluate.Curves('reward', 'reward', 'reward', runs),
+      evaluate.Curves('accuracy', 'reward/accuracy', 'accuracy', runs),
+      evaluate.Curves('consistency', 'reward/language', 'language consistency', runs),
+  )
   table = evaluate.Config(models, r1.tasks()[:1], max_prompt_tokens=r1.PROMPT, curves=curves)
-  return (*r1.through(r1.DEV2), Stage(rl.run, without, f'{RUNS}/without'),
-          Stage(evaluate.run, table, f'{RUNS}/table'))
+  own = [
+      Stage(rl.run, without, f'{RUNS}/without'),
+      Stage(evaluate.run, table, f'{RUNS}/table'),
+  ]
+  return (*r1.through(r1.DEV2), *own)

@@ -29,6 +29,9 @@ def experiment():
   runs = {'RL': f'{RUNS}/longer', 'distilled, then RL': f'{RUNS}/further'}
   curves = (evaluate.Curves('accuracy', 'reward/accuracy', 'accuracy', runs),)
   table = evaluate.Config(models, r1.tasks()[:1], max_prompt_tokens=r1.PROMPT, curves=curves)
-  return (*r1.through(r1.STUDENT_ZERO), Stage(rl.run, longer, f'{RUNS}/longer'),
-          Stage(rl.run, further,
-                f'{RUNS}/further'), Stage(evaluate.run, table, f'{RUNS}/table'))
+  own = [
+      Stage(rl.run, longer, f'{RUNS}/longer'),
+      Stage(rl.run, further, f'{RUNS}/further'),
+      Stage(evaluate.run, table, f'{RUNS}/table'),
+  ]
+  return (*r1.through(r1.STUDENT_ZERO), *own)

@@ -22,11 +22,15 @@ def experiment():
   long = r1.all_scenarios(steps=80, last=80, truth=truth)
   models = {'Dev3': r1.DEV3, 'R1': r1.R1, 'for too long': f'{RUNS}/long'}
   runs = {'for too long': f'{RUNS}/long'}
-  curves = (evaluate.Curves('reward_model', 'reward/helpful', 'score of the reward model',
-                            runs), evaluate.Curves('truth', 'reward/truth', 'helpful in truth',
-                                                   runs),
-            evaluate.Curves('accuracy', 'reward/accuracy', 'accuracy',
-                            runs), evaluate.Curves('length', 'length', 'tokens', runs))
+  curves = (
+      evaluate.Curves('reward_model', 'reward/helpful', 'score of the reward model', runs),
+      evaluate.Curves('truth', 'reward/truth', 'helpful in truth', runs),
+      evaluate.Curves('accuracy', 'reward/accuracy', 'accuracy', runs),
+      evaluate.Curves('length', 'length', 'tokens', runs),
+  )
   table = evaluate.Config(models, r1.tasks(), max_prompt_tokens=r1.PROMPT, curves=curves)
-  return (*r1.through(r1.R1), Stage(rl.run, long, f'{RUNS}/long'),
-          Stage(evaluate.run, table, f'{RUNS}/table'))
+  own = [
+      Stage(rl.run, long, f'{RUNS}/long'),
+      Stage(evaluate.run, table, f'{RUNS}/table'),
+  ]
+  return (*r1.through(r1.R1), *own)

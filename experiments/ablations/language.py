@@ -21,8 +21,13 @@ def experiment():
   without = r1.reinforce(r1.DEV1, rewards=measured, objective=r1.DEV2_OBJECTIVE)
   models = {'Dev1': r1.DEV1, 'with language reward': r1.DEV2, 'without': f'{RUNS}/without'}
   runs = {'with language reward': r1.DEV2, 'without': f'{RUNS}/without'}
-  curves = (evaluate.Curves('consistency', 'reward/language', 'language consistency',
-                            runs), evaluate.Curves('accuracy', 'reward/accuracy', 'accuracy', runs))
+  curves = (
+      evaluate.Curves('consistency', 'reward/language', 'language consistency', runs),
+      evaluate.Curves('accuracy', 'reward/accuracy', 'accuracy', runs),
+  )
   table = evaluate.Config(models, r1.tasks()[:1], max_prompt_tokens=r1.PROMPT, curves=curves)
-  return (*r1.through(r1.DEV2), Stage(rl.run, without, f'{RUNS}/without'),
-          Stage(evaluate.run, table, f'{RUNS}/table'))
+  own = [
+      Stage(rl.run, without, f'{RUNS}/without'),
+      Stage(evaluate.run, table, f'{RUNS}/table'),
+  ]
+  return (*r1.through(r1.DEV2), *own)

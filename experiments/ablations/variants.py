@@ -6,8 +6,8 @@ R1-Zero from the base of experiments/tiny/r1.py with nine objectives, each a few
 r1jax/grpo.py: 24 updates of 16 problems x 8, two updates a rollout, so that ratios and clips act.
 Six minutes on two CPU cores once the base is there, else two more. One setting suits no two of
 them, so this shows that each one learns, not which is best. Measured (seed 0, commit 7e89940):
-pass@1 from 0.619 to GRPO 0.998, Dr. GRPO 1.000, DAPO 0.990, GSPO 1.000, CISPO 0.939, TIS 0.986, RLOO 0.971,
-REINFORCE++ 0.971 and 0.875 with a baseline; 347 s with tests beside it.
+pass@1 from 0.619 to GRPO 0.998, Dr. GRPO 1.000, DAPO 0.990, GSPO 1.000, CISPO 0.939, TIS 0.986,
+RLOO 0.971, REINFORCE++ 0.971 and 0.875 with a baseline; 347 s with tests beside it.
 """
 from functools import partial
 
