@@ -6,7 +6,9 @@ RL for all scenarios in which the preference rewards count from the first update
 where R1 has 30. `truth` is what the reward model stands for: it is measured and not
 earned (weight 0). It goes on from experiments/tiny/r1.py, whose first stages it runs if they are
 not there; on its own it takes six minutes on two CPU cores. Expected, as in the paper: the
-model's reward keeps rising while what it stands for stops or falls. Measured: not yet run.
+model's reward keeps rising while what it stands for stops or falls. Measured (seed 0, commit
+7e89940, 284 s): the model's score is 0.52, 0.74, 0.75 and 0.75 at updates 1, 24, 40 and 80, the
+truth 0.46, 0.96, 0.76 and 0.46; on test prompts 0.965 for R1 and 0.738 here, at the same accuracy.
 """
 from experiments.tiny import r1
 from r1jax.stages import evaluate, rl
