@@ -5,8 +5,9 @@
 The student of experiments/tiny/r1.py, distilled and trained by RL there, and here by RL for twice
 as many updates, and by RL on top of distillation, which the paper leaves open. It goes on
 from experiments/tiny/r1.py, which it runs if it is not there; on its own it takes four minutes on
-two CPU cores. Expected, as in the paper: distillation beats RL of the small model. Measured: not
-yet run.
+two CPU cores. Expected, as in the paper: distillation beats RL of the small model. Measured
+(seed 0, commit 7e89940, 183 s): pass@1 0.939 by RL, 0.977 by more of it, 0.994 distilled, 0.984
+with RL after that.
 """
 from experiments.tiny import r1
 from r1jax import rewards
