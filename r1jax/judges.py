@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 
-from r1jax import prompts
+from r1jax import prompts, rewards
 
 VERDICTS = ('A>>B', 'A>B', 'A=B', 'B>A', 'B>>A')
 
@@ -260,7 +260,7 @@ def preference(opener, machine, mesh, tokenizer, *, template=PREFERENCE):
     return fill(template, request=_question(problem), response_a=a, response_b=b)
 
   def many(items):
-    asked = [_attempt(prompt, problem, a, b) for problem, a, b, _ in items]
+    asked = [rewards.attempt(prompt, problem, a, b) for problem, a, b, _ in items]
     return _ask(write, asked, [draw for *_, draw in items], parse_preference)
 
   return many
@@ -276,7 +276,7 @@ def rule(function, machine, mesh, tokenizer):
       raise MalformedVerdict(f'the rule says {found!r}, which is none of {", ".join(VERDICTS)}')
     return found
 
-  return lambda items: [_attempt(verdict, *item) for item in items]
+  return lambda items: [rewards.attempt(verdict, *item) for item in items]
 
 
 def _question(problem):
@@ -293,7 +293,7 @@ def _of_completions(write, prompt, parse):
   there is nothing to ask."""
 
   def many(problems, completions, draws=()):
-    asked = [_attempt(prompt, *both) for both in zip(problems, completions, strict=True)]
+    asked = [rewards.attempt(prompt, *both) for both in zip(problems, completions, strict=True)]
     return _ask(write, asked, draws or [0] * len(asked), parse)
 
   return many
@@ -305,12 +305,5 @@ def _ask(write, asked, draws, parse) -> list:
   texts = write([asked[i] for i in places], [draws[i] for i in places])
   out = list(asked)
   for i, text in zip(places, texts, strict=True):
-    out[i] = text if isinstance(text, Exception) else _attempt(parse, text)
+    out[i] = text if isinstance(text, Exception) else rewards.attempt(parse, text)
   return out
-
-
-def _attempt(function, *args):
-  try:
-    return function(*args)
-  except Exception as error:  # one item's failure is not the others'
-    return error

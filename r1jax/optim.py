@@ -132,6 +132,17 @@ def check_finite(step, numbers, describe):
     raise FloatingPointError(f'step {step}: the loss is not finite, {where}; the update was undone')
 
 
+def read(pending, log):
+  """Writes a dispatched update's numbers, (step, learning rate, numbers, tokens or rows of it), to
+  the metrics.Log; returns None, nothing pending. FloatingPointError if one is not finite."""
+  if pending:
+    step, lr, numbers, size = pending
+    numbers = jax.device_get(numbers)
+    check_finite(step, numbers, lambda row: f'in row {row} of the batch')
+    row = dict(loss=float(numbers['loss']), grad_norm=float(numbers['grad_norm']), lr=lr)
+    log.step(step, row, size, log.lap())
+
+
 def make_map(f, model, mesh, micro):
   """The jitted f(split params, batch) -> array by row, computed `micro` leading rows at a time."""
 

@@ -157,16 +157,18 @@ def score(reward: Reward, problems: Sequence[Problem], completions: Sequence[Com
   if asked:
     places, problems, completions = zip(*asked)
     found = (reward.many(problems, completions) if reward.many else
-             [_call(reward.function, *both) for both in zip(problems, completions)])
+             [attempt(reward.function, *both) for both in zip(problems, completions)])
     for i, x in zip(places, found, strict=True):
       out[i] = _finite(x)
   return out
 
 
-def _call(function, problem, completion):
+def attempt(function, *args):
+  """What the function gives, or the exception that it raised: one item's failure is not another's.
+  """
   try:
-    return function(problem, completion)
-  except Exception as error:  # a reward is code of the experiment's: anything may come
+    return function(*args)
+  except Exception as error:  # it is code of an experiment's, or reads what a model wrote
     return error
 
 

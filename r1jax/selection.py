@@ -11,7 +11,7 @@ import dataclasses
 import random
 from typing import Callable
 
-from r1jax import prompts, rewards as rewards_lib
+from r1jax import judges, prompts, rewards as rewards_lib
 from r1jax.types import Reward
 
 # -- rejection sampling ----------------------------------------------------------------------------
@@ -33,8 +33,8 @@ class Documents:
 
   def load(self, machine, mesh, tokenizer):
     gates = rewards_lib.load(self.gates, machine, mesh, tokenizer)
-    rewrite = (self.rewriter(machine, mesh, tokenizer) if self.rewriter else
-               lambda *both: [_try(self.rewrite, *one) for one in zip(*both)])  # yapf: disable
+    one_by_one = lambda *both: [rewards_lib.attempt(self.rewrite, *one) for one in zip(*both)]
+    rewrite = self.rewriter(machine, mesh, tokenizer) if self.rewriter else one_by_one
 
     def choose(problems, completions):
       flat = [(p, c) for p, row in zip(problems, completions) for c in row]
@@ -73,20 +73,14 @@ class Documents:
 
   def finish(self, rows):
     """Each document once, whichever problem it came from."""
-    kept = {(row['prompt'], row['response']): row for row in reversed(rows)}
-    once = [row for row in rows if kept.get((row['prompt'], row['response'])) is row]
-    return once, {'duplicate': len(rows) - len(once)}
+    first = {}
+    for row in rows:
+      first.setdefault((row['prompt'], row['response']), row)
+    return list(first.values()), {'duplicate': len(rows) - len(first)}
 
 
 def _columns(flat, places):
   return [flat[i][0] for i in places], [flat[i][1] for i in places]
-
-
-def _try(function, problem, completion):
-  try:
-    return function(problem, completion)
-  except Exception as error:  # as a reward's, it is code of the experiment's
-    return error
 
 
 def _failed(name, x):
@@ -95,8 +89,6 @@ def _failed(name, x):
 
 
 # -- what reward models learn from -----------------------------------------------------------------
-
-VERDICTS = {'A>>B': 2.0, 'A>B': 1.0, 'A=B': 0.0, 'B>A': -1.0, 'B>>A': -2.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,11 +101,13 @@ class Pairs:
   """
   judge: Callable  # machine, mesh, tokenizer -> many([(problem, a, b, draw)]) -> verdicts
   judgements: int = 4
-  threshold: float = 1.0  # of the mean difference; the paper gives the verdicts no numbers
+  threshold: float = 1.0  # of the mean difference
+  scale: tuple[float, ...] = (2.0, 1.0, 0.0, -1.0, -2.0)  # of judges.VERDICTS; the paper has none
   view: Callable = prompts.summary  # what the judge sees of a response
 
   def load(self, machine, mesh, tokenizer):
     many = self.judge(machine, mesh, tokenizer)
+    value = dict(zip(judges.VERDICTS, self.scale, strict=True))
 
     def choose(problems, completions):
       out, asked = [], []
@@ -140,7 +134,7 @@ class Pairs:
         if any(errors):
           reasons[g:g + 2] = [next(filter(None, errors))] * 2
           continue
-        mean = sum(-VERDICTS[v] if ask[-1] else VERDICTS[v] for ask, v in part) / self.judgements
+        mean = sum(-value[v] if ask[-1] else value[v] for ask, v in part) / self.judgements
         if abs(mean) <= self.threshold:
           reasons[g:g + 2] = ['too close'] * 2
           continue

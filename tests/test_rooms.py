@@ -9,10 +9,10 @@ import sys
 import pytest
 
 ROOT = Path(__file__).parents[1] / 'r1jax'
-ORDER = '''types prompts language tokenizer tasks judges rewards losses grpo packing sharding seeds
+ORDER = '''types prompts language tokenizer tasks rewards judges losses grpo packing sharding seeds
 model optim checkpoint metrics sample rollout evals scoring ask selection page svg stages report
 main __main__'''.split()
-TEXT = 'types prompts language tokenizer tasks judges rewards'.split(
+TEXT = 'types prompts language tokenizer tasks rewards judges'.split(
 )  # strings in, strings and floats out
 FENCES = {  # library: the only rooms that may import it
     'jax': set(ORDER) - set(TEXT), 'flax': {'model'}, 'optax': {'optim'}, 'orbax': {'checkpoint'},

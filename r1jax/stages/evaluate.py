@@ -54,16 +54,15 @@ def run(cfg: Config, out: str) -> dict:
   machine, mesh = sharding.start(cfg.machine)
   folder = pathlib.Path(out) / 'rows'
   folder.mkdir(exist_ok=True)
+  files = {row: folder / f'{row.replace("/", "-")}.json' for row in cfg.models}
   for row, init in cfg.models.items():
-    file = folder / f'{row.replace("/", "-")}.json'
-    if not file.exists():
+    if not files[row].exists():
       numbers, samples = assess(cfg, row, init, machine, mesh)
-      metrics.write_aside(file, json.dumps(dict(numbers=numbers, samples=samples)))
+      metrics.write_aside(files[row], json.dumps(dict(numbers=numbers, samples=samples)))
       print(f'{pathlib.Path(out).name}  {row}: '
             + ', '.join(f'{k} {v:.3f}' for k, v in numbers.items() if not k.endswith('_stderr')),
             flush=True)  # yapf: disable
-  done = {row: json.loads((folder / f'{row.replace("/", "-")}.json').read_text())
-          for row in cfg.models}  # yapf: disable
+  done = {row: json.loads(file.read_text()) for row, file in files.items()}
   table = {row: found['numbers'] for row, found in done.items()}
   columns = [column for task in cfg.tasks for column in task.columns.values()]
   samples = [sample for found in done.values() for sample in found['samples']]

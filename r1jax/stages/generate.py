@@ -52,7 +52,8 @@ def run(cfg: Config, out: str) -> dict:
     shard = data / f'shard-{start // cfg.shard:05d}.jsonl'
     if shard.exists():
       continue
-    left, rows = list(range(start, min(start + cfg.shard, len(problems)))), []
+    end = min(start + cfg.shard, len(problems))
+    left, rows = list(range(start, end)), []
     for turn in range(cfg.rounds):
       key, asked = seeds.key(cfg.seed, 'generate', turn), [problems[n] for n in left]
       calls = rollout.dispatch(sampler, params, key, left, asked)
@@ -66,7 +67,7 @@ def run(cfg: Config, out: str) -> dict:
     metrics.write_aside(shard, ''.join(map(metrics.to_json, rows)))
     kept = sum(len(row['kept']) for row in rows)
     print(
-        f'{pathlib.Path(out).name}  problem {start + cfg.shard}: {len(rows)} completions, kept '
+        f'{pathlib.Path(out).name}  problem {end}: {len(rows)} completions, kept '
         f'{kept}, {len(left)} problems without any', flush=True)
   return finish(cfg, data)
 

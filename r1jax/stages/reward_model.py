@@ -50,10 +50,10 @@ def run(cfg: Config, out: str) -> dict:
     for step in range(start, steps):
       items = [order(step * cfg.batch + b) for b in range(cfg.batch)]
       state, numbers = update(state, make_batch(items, T, micro, mesh))
-      pending = read(pending, log)  # the last update's numbers, while this one runs
+      pending = optim.read(pending, log)  # the last update's numbers, while this one runs
       pending = (step + 1, float(learning_rate(step)), numbers, cfg.batch)
       if step + 1 == steps or (step + 1) % cfg.save_every == 0:
-        pending = read(pending, log)
+        pending = optim.read(pending, log)
         log.flush()  # before the state: what lies behind a state is always on record
         states.save(step + 1, state)
   except FloatingPointError as error:
@@ -71,11 +71,12 @@ def split(cfg, tokenizer):
   """Train and test items, (token ids of each response, label), by prompt; and how many are left out
   because they are longer than cfg.max_tokens or the view shows nothing of them."""
   limit = cfg.max_tokens
-  prompts = sorted({item.prompt for item in cfg.judged()})
+  items = cfg.judged()
+  prompts = sorted({item.prompt for item in items})
   place = seeds.stream(prompts, cfg.seed)
   held = {place(i) for i in range(max(1, round(cfg.held_out * len(prompts))))}
   train, test, left_out = [], [], 0
-  for item in cfg.judged():
+  for item in items:
     views = [cfg.view(response) for response in item.responses]
     texts = [scoring.encode(tokenizer, item.prompt, v) for v in views if v is not None]
     if len(texts) < len(views) or max(map(len, texts)) > limit:
@@ -113,16 +114,6 @@ def make_batch(items, T, micro, mesh):
   labels_B = np.asarray([label for _, label in items], np.float32)
   batch = tokens_BNT, lengths_BN, labels_B, np.full(B, 1 / B, np.float32)
   return sharding.put_rows(sharding.pad_rows(batch, micro * mesh.shape['data']), mesh)
-
-
-def read(pending, log):
-  """Writes the numbers of a dispatched update; FloatingPointError if one is not finite."""
-  if pending:
-    step, lr, numbers, rows = pending
-    numbers = jax.device_get(numbers)
-    optim.check_finite(step, numbers, lambda row: f'in row {row} of the batch')
-    row = dict(loss=float(numbers['loss']), grad_norm=float(numbers['grad_norm']), lr=lr)
-    log.step(step, row, rows, log.lap())
 
 
 def standardise(cfg, score, params, train):

@@ -142,16 +142,16 @@ def make_stream(cfg, tokenizer) -> Callable[[int], Problem]:
   that are active in that update, each with its share and its own order; the rest to cfg.problems.
   """
 
-  def stream(problems, seed):
+  def stream(problems):
     train = problems('train')
     if not train:
       raise UserError('there are no problems to train on: what `problems` gives for "train" is '
                       'empty')
     rollout.encode(tokenizer, train, cfg.max_prompt_tokens)  # too long shows before the work
-    return seeds.stream(train, seed)
+    return seeds.stream(train, cfg.seed)
 
-  own = stream(cfg.problems, cfg.seed)
-  others = [(source, stream(source.problems, cfg.seed)) for source in cfg.more]
+  own = stream(cfg.problems)
+  others = [(source, stream(source.problems)) for source in cfg.more]
 
   def problem(number):
     turn, place = divmod(number, cfg.batch)

@@ -60,10 +60,10 @@ def run(cfg: Config, out: str) -> dict:
       indices = [order(step * cfg.batch + b) for b in range(cfg.batch)]
       batch = make_batch(rows, indices, micro, mesh)
       state, numbers = update(state, batch)
-      pending = read(pending, log)  # the last update's numbers, while this one runs
+      pending = optim.read(pending, log)  # the last update's numbers, while this one runs
       pending = (step + 1, float(learning_rate(step)), numbers, cfg.batch * cfg.row_tokens)
       if step + 1 == cfg.steps or (step + 1) % cfg.save_every == 0:
-        pending = read(pending, log)
+        pending = optim.read(pending, log)
         log.flush()  # before the state: what lies behind a state is always on record
         states.save(step + 1, state)
     result = {}
@@ -115,13 +115,3 @@ def make_batch(rows, indices, micro, mesh) -> Rows:
   batch = Rows(*(x[np.asarray(indices)] for x in rows))
   batch = batch._replace(weights_BT=batch.weights_BT / np.float32(max(batch.weights_BT.sum(), 1)))
   return sharding.put_rows(sharding.pad_rows(batch, micro * mesh.shape['data']), mesh)
-
-
-def read(pending, log):
-  """Writes the numbers of a dispatched update; FloatingPointError if one is not finite."""
-  if pending:
-    step, lr, numbers, tokens = pending
-    numbers = jax.device_get(numbers)
-    optim.check_finite(step, numbers, lambda row: f'in row {row} of the batch')
-    row = dict(loss=float(numbers['loss']), grad_norm=float(numbers['grad_norm']), lr=lr)
-    log.step(step, row, tokens, log.lap())
