@@ -103,6 +103,7 @@ NUMBERS = {
     'r1/pairs': {**SAMPLE, 'init': 'runs/r1/dev3', 'num_problems': 66_000, 'samples': 4,
                  'sampling.temperature': 0.7, 'select.judgements': 4, 'select.threshold': 1,
                  'select.view': prompts.summary,
+                 **{f'select.scale.{i}': value for i, value in enumerate((2, 1, 0, -1, -2))},
                  **asked('select.judge.0', 8192, 600, temperature=0.6)},
     'r1/labels': {**SAMPLE, 'init': 'runs/r1/dev3', 'num_problems': 106_000, 'samples': 1,
                   'sampling.temperature': 0.7,
