@@ -19,6 +19,7 @@ class Problem(NamedTuple):
   kind: str = 'reasoning'  # rewards, gates and counts go by it
   language: str = ''  # of the question: 'en' or 'zh'; '': unknown
   question: str = ''  # without the template, for a judge
+  id: str = ''  # of the row of a data set, as 'gsm8k/test/7'
 
 
 class Completion(NamedTuple):
@@ -67,6 +68,18 @@ class Reward(NamedTuple):
   # many(problems, completions) -> for each a float, or the Exception that kept it from one.
   load: Callable | None = None
   many: Callable | None = None  # what load gave
+
+
+class Benchmark(NamedTuple):
+  """How a set of problems is evaluated. tasks/ has several a file, in its dict BENCHMARKS."""
+  problems: Callable  # (split, template) -> list[Problem]; the template has one {question}
+  reward: Reward  # says what is right
+  split: str = 'test'
+  answer: Callable[[str], Any] | None = None  # text -> the answer that cons@k votes with, or None
+  same: Callable = lambda a, b: a == b  # whether two such answers mean the same
+  k: int = 1  # samples a problem, in the paper's protocol
+  max_tokens: int = 32_768  # of a completion
+  ask: str = '{question}'  # how this set's question is put, inside the model's template
 
 
 @dataclasses.dataclass(frozen=True)
