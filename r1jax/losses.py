@@ -47,7 +47,7 @@ def completion_logp(model, params, prompts_PT, prompt_lengths_P, tokens_PGC, tem
   (P, G, C), T = tokens_PGC.shape, prompts_PT.shape[1]
   tokens_BC = tokens_PGC.reshape(P * G, C)
   hidden_PTD, kv = model.apply(params, prompts_PT, jnp.arange(T)[None])
-  prompt = Past(kv, jnp.arange(T)[None] < prompt_lengths_P[:, None])
+  prompt = Past(kv, jnp.arange(T)[None] < prompt_lengths_P[:, None], jnp.arange(T)[None])
   positions_BC = jnp.repeat(prompt_lengths_P, G)[:, None] + jnp.arange(C)[None]
   hidden_BCD, _ = model.apply(params, tokens_BC, positions_BC, past=(prompt,))
   last_P1D = last_hidden(hidden_PTD, prompt_lengths_P)

@@ -32,24 +32,25 @@ class Sampling:
 
 
 def make_sampler(model, cfg: Sampling, eos_ids, G, mesh, pieces=1):
-  """The jitted sampler: params, key, rows_P, prompts_PT, lengths_P -> four arrays.
+  """The jitted sampler: params, key, rows_P, prompts_PT, lengths_P, firsts_P=0 -> four arrays.
 
   Prompts are right-padded, rows_P are problem numbers: completion g of problem p draws its i-th
-  token with fold_in(key, p, g, i), whatever else is in the batch. Returns tokens_PGC (EOS kept,
+  token with fold_in(key, p, g, i), whatever else is in the batch. A row's completions are those
+  from firsts_P on, so that several calls can share a problem's. Returns tokens_PGC (EOS kept,
   zeros after it), lengths_PG, finished_PG, and logp_PGC: float32 log-probabilities under
   softmax(logits / temperature), which is what training uses. It is not renormalised over top-p or
   top-k; greedy sampling reports temperature 1. P must be divisible by the mesh's `data` axis.
   """
   eos_E = jnp.asarray(sorted(eos_ids) or [-1], jnp.int32)
 
-  def sample(params, key, rows_P, prompts_PT, lengths_P):
-    chex.assert_rank([rows_P, prompts_PT, lengths_P], [1, 2, 1])
+  def sample(params, key, rows_P, prompts_PT, lengths_P, firsts_P):
+    chex.assert_rank([rows_P, prompts_PT, lengths_P, firsts_P], [1, 2, 1, 1])
     (P, T), C = prompts_PT.shape, cfg.max_tokens
     B = P * G
     params = model.split(params)
-    keys_B = _row_keys(key, rows_P, G)
+    keys_B = _row_keys(key, rows_P, firsts_P, G)
     hidden_PTD, kv = model.apply(params, prompts_PT, jnp.arange(T)[None])
-    prompt = Past(kv, jnp.arange(T)[None] < lengths_P[:, None])
+    prompt = Past(kv, jnp.arange(T)[None] < lengths_P[:, None], jnp.arange(T)[None])
     lengths_B = jnp.repeat(lengths_P, G)
 
     def draw(i, u_B2, hidden_B1D, alive_B, out):
@@ -63,7 +64,8 @@ def make_sampler(model, cfg: Sampling, eos_ids, G, mesh, pieces=1):
     def step(start, u_IB2, state):
       i, token_B, alive_B, cache, out = state
       S = cache.k[0].shape[-1]
-      written = Past(cache, jnp.arange(S)[None] < i - 1)
+      slots_1S = jnp.arange(S)[None]
+      written = Past(cache, slots_1S < i - 1, lengths_B[:, None] + slots_1S)
       hidden_B1D, fresh = model.apply(params, token_B[:, None], (lengths_B + i - 1)[:, None],
                                       past=(prompt, written))
       token_B, alive_B, out = draw(i, u_IB2[i - start], hidden_B1D, alive_B, out)
@@ -87,14 +89,17 @@ def make_sampler(model, cfg: Sampling, eos_ids, G, mesh, pieces=1):
     back = lambda x_CB: x_CB.T.reshape(P, G, C)
     return back(tokens_CB), count_B.reshape(P, G), ~alive_B.reshape(P, G), back(logp_CB)
 
-  rows = (False, False, True, True, True)
-  return jax.jit(sharding.over_data(sample, mesh, rows, (True,) * 4))
+  rows = (False, False, True, True, True, True)
+  mapped = sharding.over_data(sample, mesh, rows, (True,) * 4)
+  return jax.jit(lambda params, key, rows_P, prompts_PT, lengths_P, firsts_P=0: mapped(
+      params, key, rows_P, prompts_PT, lengths_P, jnp.zeros_like(rows_P) + firsts_P))
 
 
-def _row_keys(key, rows_P, G):
+def _row_keys(key, rows_P, firsts_P, G):
   keys_P = jax.vmap(jax.random.fold_in, (None, 0))(key, rows_P)
   fold_group = jax.vmap(jax.random.fold_in, (None, 0))
-  return jax.vmap(fold_group, (0, None))(keys_P, jnp.arange(G)).reshape(len(rows_P) * G)
+  numbers_PG = firsts_P[:, None] + jnp.arange(G)[None]
+  return jax.vmap(fold_group)(keys_P, numbers_PG).reshape(len(rows_P) * G)
 
 
 def piece_ends(C, pieces):

@@ -16,7 +16,8 @@ import numpy as np
 from r1jax.types import UserError
 
 RULES = {  # axis letter -> mesh axis; any other letter is replicated
-    'D': 'fsdp', 'K': 'tensor', 'F': 'tensor', 'V': 'tensor',
+    'D': 'fsdp', 'K': 'tensor', 'H': 'tensor', 'F': 'tensor', 'I': 'tensor', 'M': 'tensor',
+    'V': 'tensor',
 }  # yapf: disable
 
 

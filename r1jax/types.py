@@ -114,6 +114,7 @@ class Past(NamedTuple):
   each serves B / P consecutive rows: the completions of one prompt share its keys and values."""
   kv: KV
   mask_PS: Any  # bool, true where a slot holds something to see; P may be 1
+  positions_PS: Any = None  # int32, of the slots, for models with windowed layers; P may be 1
 
 
 class Rollout(NamedTuple):

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from r1jax import sample
+from r1jax.model import head_norm
 from r1jax.types import Past
 
 close = np.testing.assert_allclose
-KINDS = [dict(), dict(K=1, qkv_bias=True, qk_norm=True, tied=False)]
+KINDS = [dict(), dict(K=1, qkv_bias=True, qk_norm=head_norm, tied=False)]
 
 
 def tokens_of(B, T, seed=0):

@@ -7,13 +7,13 @@ import dataclasses
 import json
 from pathlib import Path
 
-from r1jax.model import Config, rope
+from r1jax.model import Config, head_norm, rope
 from r1jax.types import UserError
 
 FAMILIES = {  # model_type -> what it chooses
-    'llama': dict(qkv_bias=False, qk_norm=False),
-    'qwen2': dict(qkv_bias=True, qk_norm=False),
-    'qwen3': dict(qkv_bias=False, qk_norm=True),
+    'llama': dict(qkv_bias=False, qk_norm=None),
+    'qwen2': dict(qkv_bias=True, qk_norm=None),
+    'qwen3': dict(qkv_bias=False, qk_norm=head_norm),
 }
 KEYS = {  # our field -> key of config.json
     'V': 'vocab_size', 'L': 'num_hidden_layers', 'D': 'hidden_size', 'H': 'num_attention_heads',

@@ -1,22 +1,40 @@
-"""Decoder-only transformer (Llama, Qwen2, Qwen3) as a value: GQA, RoPE, RMSNorm, SwiGLU.
+"""Decoder-only transformers as a value: Llama, Mistral, Qwen, Gemma, OLMo, SmolLM, DeepSeek.
 
 One letter an axis, the same in einsums, weights, suffixes and sharding.RULES (see types.py), and
 N = R + 2: a key-value head's R queries, its key and its value, projected by one matrix.
 U = 2: gate and up. Softmax, norms, rotations and logits are float32 whatever the dtype.
 """
 import dataclasses
-import functools
 from functools import partial
+from typing import Callable, NamedTuple
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from r1jax.model import mla as mla_lib
+from r1jax.model import moe as moe_lib
 from r1jax.model import rope
+from r1jax.model.mla import MLA
+from r1jax.model.moe import MoE
+from r1jax.model.parts import attention, rms_norm, rotate, silu
 from r1jax.sharding import Machine, gather_weight
 from r1jax.types import KV, Model
 
 Rope = rope.Default | rope.Linear | rope.Llama3 | rope.Yarn
+
+
+def head_norm(norm, q_BTKRW, k_BTK1W):
+  """RMSNorm over each query's and each key's W (Qwen3, Gemma 3)."""
+  return norm('q_norm', 'W', q_BTKRW), norm('k_norm', 'W', k_BTK1W)
+
+
+def whole_norm(norm, q_BTKRW, k_BTK1W):
+  """RMSNorm over all heads' queries together, and over all keys (OLMo 2, 2501.00656, section 2)."""
+  flat = lambda x: x.reshape(*x.shape[:2], -1)
+  return (norm('q_norm', 'KRW',
+               flat(q_BTKRW)).reshape(q_BTKRW.shape), norm('k_norm', 'KW',
+                                                           flat(k_BTK1W)).reshape(k_BTK1W.shape))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +51,38 @@ class Config:
   rope: Rope = rope.Default()  # how positions turn queries and keys
   norm_eps: float = 1e-6  # of RMSNorm
   qkv_bias: bool = False  # Qwen2
-  qk_norm: bool = False  # Qwen3: RMSNorm over each query's and key's W
+  qk_norm: Callable | None = None  # head_norm or whole_norm
   tied: bool = True  # the head is the embedding
   init_std: float = 0.02  # of random weights; those into the residual are narrower by sqrt(2 L)
+  activation: Callable = silu  # of the gate; Gemma: parts.gelu_tanh
+  pre_norm: bool = True  # norms before attention and ffn
+  post_norm: bool = False  # norms of their results (Gemma; OLMo 2, without the others)
+  norm_offset: float = 0.0  # RMSNorm scales by weight + offset; Gemma: 1
+  embed_scale: float = 1.0  # of the embedding; Gemma: sqrt(D)
+  attn_scale: float | None = None  # of the scores; None: W^-1/2
+  attn_cap: float = 0.0  # Gemma 2's soft cap of scores; 0: none
+  logit_cap: float = 0.0  # and of logits
+  window: int = 0  # positions that a windowed layer looks back on, its own included
+  windowed: tuple[int, ...] = ()  # the layers that have it
+  rope_windowed: Rope | None = None  # their own rope (Gemma 3); None: the others'
+  unrotated: tuple[int, ...] = ()  # layers without rotation (SmolLM 3)
+  mla: MLA | None = None  # latent attention (DeepSeek); then K = H and W = A + J
+  moe: MoE | None = None  # mixture of experts
+  mtp: int = 0  # DeepSeek's layers for predicting further tokens: carried along, not computed
 
   R = property(lambda self: self.H // self.K)
   N = property(lambda self: self.H // self.K + 2)
   U = property(lambda self: 2)
+  scale = property(lambda self: self.attn_scale or self.W**-0.5)
+  dense = property(lambda self: self.moe.dense if self.moe else 0)
+
+
+def size(cfg: Config, letter: str) -> int:
+  """An axis letter's size, of the model or of its latent attention or experts."""
+  return next(getattr(of, letter) for of in (cfg, cfg.mla, cfg.moe) if hasattr(of, letter))
+
+
+STACKS = ('dense', 'layers')  # parameters whose leading axis is layers, in their order
 
 
 def make(cfg: Config, machine: Machine = Machine(unroll=True, remat=False)) -> Model:
@@ -66,27 +109,37 @@ def _is_box(x):
 def _boxed(cfg, key):
   outer, inner = jax.random.split(key)
   x, positions = jnp.zeros((1, 1, cfg.D)), jnp.zeros((1, 1), jnp.int32)
-  seen = jnp.ones((1, 1, 1), bool)
-  layer = lambda k: _Layer(cfg).init(k, x, _rotation(cfg, positions), seen)['params']
-  layers = jax.vmap(layer)(jax.random.split(inner, cfg.L))
-  stacked = lambda box: box.replace(names=('L', *box.names))
-  layers = jax.tree.map(stacked, layers, is_leaf=_is_box)
-  return {**_Ends(cfg).init(outer, x, method=_Ends.all)['params'], 'layers': layers}
+  view = _views(cfg, positions, None, ())[0]
+  keys, n = jax.random.split(inner, cfg.L), cfg.dense
+
+  def stack(keys, module, *args):
+    layers = jax.vmap(lambda k: module.init(k, *args)['params'])(keys)
+    return jax.tree.map(lambda box: box.replace(names=('L', *box.names)), layers, is_leaf=_is_box)
+
+  params = {'layers': stack(keys[n:], _Layer(cfg, sparse=bool(cfg.moe)), x, view)}
+  if n:
+    params['dense'] = stack(keys[:n], _Layer(cfg), x, view)
+  if cfg.mtp:
+    keys = jax.random.split(jax.random.fold_in(inner, cfg.L), cfg.mtp)
+    params['mtp'] = stack(keys, _Ahead(cfg, sparse=bool(cfg.moe)), x, view)
+  return {**_Ends(cfg).init(outer, x, method=_Ends.all)['params'], **params}
 
 
 def _split(params):
-  layers = params['layers']
-  L = len(jax.tree.leaves(layers)[0])
-  return {**params, 'layers': tuple(jax.tree.map(lambda w: w[i], layers) for i in range(L))}
+  apart = lambda layers: tuple(
+      jax.tree.map(lambda w: w[i], layers) for i in range(len(jax.tree.leaves(layers)[0])))
+  return {**params, **{name: apart(params[name]) for name in STACKS if name in params}}
 
 
 def _join(params):
-  return {**params, 'layers': jax.tree.map(lambda *w: jnp.stack(w), *params['layers'])}
+  stack = lambda layers: jax.tree.map(lambda *w: jnp.stack(w), *layers)
+  return {**params, **{name: stack(params[name]) for name in STACKS if name in params}}
 
 
 def _init_cache(cfg, machine, B, S):
-  layer = KV(jnp.zeros((B, cfg.K, cfg.W, S), machine.dtype),
-             jnp.zeros((B, cfg.K, S, cfg.W), machine.dtype))
+  heads, k_width, v_width = (1, cfg.mla.X, 0) if cfg.mla else (cfg.K, cfg.W, cfg.W)
+  layer = KV(jnp.zeros((B, heads, k_width, S), machine.dtype),
+             jnp.zeros((B, heads, S, v_width), machine.dtype))
   if machine.unroll:
     return KV((layer.k,) * cfg.L, (layer.v,) * cfg.L)
   return jax.tree.map(lambda x: jnp.broadcast_to(x, (cfg.L, *x.shape)), layer)
@@ -100,100 +153,104 @@ def _apply(cfg, machine, params, tokens_BT, positions_BT, segments_BT=None, past
   """Final hidden states [B, T, D], and the keys and values of these T positions.
 
   A query sees the earlier positions of its own row (of its own segment, where segments are given),
-  itself, and every slot that a `types.Past` shows. Positions are for the rotation alone.
+  itself, and every slot that a `types.Past` shows; in a windowed layer only the nearest of them.
   """
-  T = tokens_BT.shape[1]
-  seen_BTT = jnp.tril(jnp.ones((T, T), bool))[None]
-  if segments_BT is not None:
-    seen_BTT &= segments_BT[:, :, None] == segments_BT[:, None, :]
   x_BTD = _Ends(cfg).apply({'params': _ends(params)}, tokens_BT, method=_Ends.embed)
-  x_BTD = x_BTD.astype(machine.dtype)
-  masks, kvs = [p.mask_PS for p in past], [p.kv for p in past]
-  rotation = _rotation(cfg, positions_BT)
+  x_BTD = x_BTD.astype(machine.dtype) * jnp.asarray(cfg.embed_scale, machine.dtype)
+  views = _views(cfg, positions_BT, segments_BT, past)
+  kinds = _kinds(cfg)
+  which = [sorted(set(kinds)).index(kind) for kind in kinds]
 
-  def layer(x_BTD, weights, kvs):
-    look_back = [(k, v, mask) for (k, v), mask in zip(kvs, masks)]
-    return _Layer(cfg).apply({'params': weights}, x_BTD, rotation, seen_BTT, look_back)
+  def make_layer(sparse):
 
-  if machine.remat:
-    layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.nothing_saveable)
-  if machine.unroll:
-    fresh = []
-    for i, weights in enumerate(params['layers']):
-      x_BTD, kv = layer(x_BTD, weights, [KV(kv.k[i], kv.v[i]) for kv in kvs])
+    def layer(x_BTD, weights, kvs, view):
+      look_back = [(*kv, mask) for kv, mask in zip(kvs, view.past)]
+      return _Layer(cfg, sparse).apply({'params': weights}, x_BTD, view, look_back)
+
+    if machine.remat:
+      return jax.checkpoint(layer, policy=jax.checkpoint_policies.nothing_saveable)
+    return layer
+
+  kvs, fresh, first = [p.kv for p in past], [], 0
+  for name in (name for name in STACKS if name in params):
+    layer = make_layer(sparse=bool(cfg.moe) and name == 'layers')
+    n = cfg.dense if name == 'dense' else cfg.L - cfg.dense
+    mine = slice(first, first + n)
+    if machine.unroll:
+      for i, weights in zip(range(*mine.indices(cfg.L)), params[name]):
+        x_BTD, kv = layer(x_BTD, weights, [KV(kv.k[i], kv.v[i]) for kv in kvs], views[which[i]])
+        fresh.append(kv)
+    else:
+
+      def step(x_BTD, xs, layer=layer):
+        weights, kvs, kind = xs
+        view = jax.tree.map(lambda *of: jax.lax.select_n(kind, *of), *
+                            views) if views[1:] else views[0]
+        return layer(x_BTD, weights, kvs, view)
+
+      xs = (params[name], jax.tree.map(lambda x: x[mine], kvs), jnp.asarray(which[mine]))
+      x_BTD, kv = jax.lax.scan(step, x_BTD, xs)
       fresh.append(kv)
+    first += n
+  if machine.unroll:
     kv = KV(*(tuple(kv[i] for kv in fresh) for i in (0, 1)))
   else:
-    x_BTD, kv = jax.lax.scan(lambda x, xs: layer(x, *xs), x_BTD, (params['layers'], kvs))
-  return _Ends(cfg).apply({'params': _ends(params)}, x_BTD, method=_Ends.norm), kv
+    kv = jax.tree.map(lambda *parts: jnp.concatenate(parts), *fresh) if fresh[1:] else fresh[0]
+  return _Ends(cfg).apply({'params': _ends(params)}, x_BTD, method=_Ends.normed), kv
 
 
 def _ends(params):
-  return {name: w for name, w in params.items() if name != 'layers'}
+  return {name: w for name, w in params.items() if name not in (*STACKS, 'mtp')}
 
 
-def _rotation(cfg, positions_BT):
-  """cos and sin of every position's angles, each [B, T, 1, 1, W / 2], float32."""
-  frequencies, factor = cfg.rope.frequencies(cfg.W)
+class _View(NamedTuple):
+  """What layers of one kind see, and how positions turn their queries and keys."""
+  rotation: tuple  # cos and sin, each [B, T, 1, 1, W / 2], float32
+  seen_BTT: jax.Array  # bool, of the row itself; B may be 1
+  past: tuple  # of each Past: bool [P, S] or [P, T, S]
+
+
+def _kinds(cfg):
+  """(windowed, unrotated) of each layer."""
+  return [(i in cfg.windowed, i in cfg.unrotated) for i in range(cfg.L)]
+
+
+def _views(cfg, positions_BT, segments_BT, past):
+  """The _View of each kind of layer that the model has, all of one shape."""
+  kinds = sorted(set(_kinds(cfg)))
+  views = [_view(cfg, *kind, positions_BT, segments_BT, past) for kind in kinds]
+  if not views[1:]:
+    return views
+  same = lambda *of: jnp.broadcast_arrays(*(x[:, None] if x.ndim == 2 else x for x in of))
+  out = [view._replace(past=()) for view in views]
+  masks = [same(*of) for of in zip(*(view.past for view in views))]
+  return [view._replace(past=tuple(of[i] for of in masks)) for i, view in enumerate(out)]
+
+
+def _view(cfg, windowed, unrotated, positions_BT, segments_BT, past):
+  T = positions_BT.shape[1]
+  seen_BTT = jnp.tril(jnp.ones((T, T), bool))[None]
+  if segments_BT is not None:
+    seen_BTT &= segments_BT[:, :, None] == segments_BT[:, None, :]
+  masks = [p.mask_PS for p in past]
+  if windowed:
+    near = lambda query, key: query[:, :, None] - key[:, None, :] < cfg.window
+    seen_BTT &= near(positions_BT, positions_BT)
+    rows = [jax.tree.leaves(p.kv.k)[0].shape[-4] for p in past]  # P: each serves B / P queries
+    first = [positions_BT[::max(1, len(positions_BT) // P)] for P in rows]
+    masks = [p.mask_PS[:, None] & near(q, p.positions_PS) for p, q in zip(past, first)]
+  rotation = _rotation(cfg, (cfg.rope_windowed if windowed else None) or cfg.rope, positions_BT)
+  if unrotated:
+    rotation = jnp.ones_like(rotation[0]), jnp.zeros_like(rotation[1])
+  return _View(rotation, seen_BTT, tuple(masks))
+
+
+def _rotation(cfg, rope_, positions_BT):
+  """cos and sin of every position's angles, each [B, T, 1, 1, W / 2] (J / 2 with MLA), float32."""
+  frequencies, factor = rope_.frequencies(cfg.mla.J if cfg.mla else cfg.W)
   frequencies = jnp.asarray(frequencies, jnp.float32)[None, None, None, None]
   angles = positions_BT[:, :, None, None, None] * frequencies
   return jnp.cos(angles) * factor, jnp.sin(angles) * factor
-
-
-def rotate(x_BTKRW, rotation):
-  """Turns the pairs (i, i + W / 2) of each vector by its position's angles."""
-  cos, sin = rotation
-  a, b = jnp.split(x_BTKRW.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTKRW.dtype)
-
-
-def rms_norm(x, scale, eps):
-  """x / sqrt(mean(x^2) + eps) * scale over the last axis, in float32 (arXiv 1910.07467)."""
-  x32 = x.astype(jnp.float32)
-  x32 *= jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
-  return (x32 * jnp.expand_dims(scale, range(x.ndim - 1))).astype(x.dtype)
-
-
-def attention(q_BTKRW, blocks):
-  """Softmax attention over the positions of all blocks together; returns [B, T, K, R, W].
-
-  A block is keys [P, K, W, S], values [P, K, S, W] and a mask [P, T, S] or [P, S] (or with 1 for
-  P). Where P < B, a block's row serves G = B / P consecutive query rows. Each block is computed in
-  its own shape; one maximum and one sum over all of them make it one softmax.
-  """
-  B, T, K, R, W = q_BTKRW.shape
-  dtype = q_BTKRW.dtype
-  q_BKXW = (q_BTKRW * jnp.asarray(W**-0.5, dtype)).transpose(0, 2, 3, 1, 4).reshape(B, K, R * T, W)
-
-  def fold(x_BKX, P):  # rows that share a block become more queries of one row
-    x = x_BKX.reshape(P, B // P, K, R * T, *x_BKX.shape[3:]).swapaxes(1, 2)
-    return x.reshape(P, K, B // P * R * T, *x_BKX.shape[3:])
-
-  def unfold(x_PKY, P):
-    x = x_PKY.reshape(P, K, B // P, R * T, *x_PKY.shape[3:]).swapaxes(1, 2)
-    return x.reshape(B, K, R * T, *x_PKY.shape[3:])
-
-  def scores(k, mask):
-    P, _, _, S = k.shape
-    s = jnp.einsum('PKYW,PKWS->PKYS', fold(q_BKXW, P), k, preferred_element_type=jnp.float32)
-    if mask.ndim == 2:
-      return jnp.where(mask[:, None, None], s, -1e30)
-    s = jnp.where(mask[:, None, None], s.reshape(P, -1, B // P * R, T, S), -1e30)
-    return s.reshape(P, K, -1, S)
-
-  all_scores = [scores(k, mask) for k, _, mask in blocks]
-  top = [unfold(s.max(axis=-1), len(s)) for s in all_scores]
-  top_BKX = jax.lax.stop_gradient(functools.reduce(jnp.maximum, top))
-  total_BKX, out_BKXW = 0.0, 0.0
-  for s, (_, v, _) in zip(all_scores, blocks):
-    P = len(s)
-    weights = jnp.exp(s - fold(top_BKX, P)[..., None])
-    total_BKX += unfold(weights.sum(axis=-1), P)
-    out_BKXW += unfold(
-        jnp.einsum('PKYS,PKSW->PKYW', weights.astype(v.dtype), v,
-                   preferred_element_type=jnp.float32), P)
-  out_BKXW = (out_BKXW / total_BKX[..., None]).astype(dtype)
-  return out_BKXW.reshape(B, K, R, T, W).transpose(0, 3, 1, 2, 4)
 
 
 class _Weights(nn.Module):
@@ -202,56 +259,91 @@ class _Weights(nn.Module):
 
   def weight(self, name, letters, init=None, dtype=jnp.float32):
     init = init or nn.initializers.normal(self.cfg.init_std)
-    shape = tuple(getattr(self.cfg, letter) for letter in letters)
+    shape = tuple(size(self.cfg, letter) for letter in letters)
     boxed = nn.with_logical_partitioning(init, tuple(letters))
     return self.param(name, boxed, shape, jnp.float32).astype(dtype)
 
+  def norm(self, name, letters, x):
+    """RMSNorm over the last axis, which the letters make up together."""
+    offset = self.cfg.norm_offset
+    scale = self.weight(name, letters, nn.initializers.constant(1 - offset)) + offset
+    return rms_norm(x, scale.reshape(-1), self.cfg.norm_eps)
+
 
 class _Layer(_Weights):
+  sparse: bool = False  # experts instead of one ffn
 
   @nn.compact
-  def __call__(self, x_BTD, rotation, seen_BTT, past=()):
-    cfg, ones, zeros = self.cfg, nn.initializers.ones, nn.initializers.zeros
-    weight = partial(self.weight, dtype=x_BTD.dtype)
-    narrow = nn.initializers.normal(cfg.init_std / (2 * cfg.L)**0.5)  # GPT-2's residual scaling
+  def __call__(self, x_BTD, view, past=()):
+    cfg = self.cfg
 
-    h = rms_norm(x_BTD, self.weight('attn_norm', 'D', ones), cfg.norm_eps)
-    qkv = jnp.einsum('BTD,DKNW->BTKNW', h, weight('qkv', 'DKNW'))
-    if cfg.qkv_bias:
-      qkv += weight('qkv_bias', 'KNW', zeros)[None, None]
-    q, k, v = jnp.split(qkv, [cfg.R, cfg.R + 1], axis=3)
-    if cfg.qk_norm:
-      q = rms_norm(q, self.weight('q_norm', 'W', ones), cfg.norm_eps)
-      k = rms_norm(k, self.weight('k_norm', 'W', ones), cfg.norm_eps)
-    q, k = rotate(q, rotation), rotate(k, rotation)
-    kv = KV(k[:, :, :, 0].transpose(0, 2, 3, 1), v[:, :, :, 0].transpose(0, 2, 1, 3))
-    a = attention(q, [*past, (*kv, seen_BTT)])
-    x_BTD += jnp.einsum('BTKRW,KRWD->BTD', a, weight('o', 'KRWD', narrow))
+    def weight(name, letters, zero=False, narrow=False, dtype=x_BTD.dtype):
+      std = 0 if zero else cfg.init_std / (2 * cfg.L)**0.5 if narrow else cfg.init_std
+      return self.weight(name, letters, nn.initializers.normal(std), dtype)  # narrow: as in GPT-2
 
-    h = rms_norm(x_BTD, self.weight('ffn_norm', 'D', ones), cfg.norm_eps)
-    gate_up = jnp.einsum('BTD,DUF->BTUF', h, weight('gate_up', 'DUF'))
-    h = nn.silu(gate_up[:, :, 0]) * gate_up[:, :, 1]
-    x_BTD += jnp.einsum('BTF,FD->BTD', h, weight('down', 'FD', narrow))
+    def added(x_BTD, name, f):  # x + f(norm(x)), with the norms that the model has
+      h = self.norm(f'{name}_norm', 'D', x_BTD) if cfg.pre_norm else x_BTD
+      h, more = f(h)
+      return x_BTD + (self.norm(f'{name}_post_norm', 'D', h) if cfg.post_norm else h), more
+
+    attend = partial(mla_lib.attend if cfg.mla else _attend, cfg, weight, self.norm)
+    x_BTD, kv = added(x_BTD, 'attn', lambda h: attend(h, view.rotation, view.seen_BTT, past))
+    ffn = partial(moe_lib.ffn if self.sparse else _ffn, cfg, weight)
+    x_BTD, _ = added(x_BTD, 'ffn', lambda h: (ffn(h), None))
     return x_BTD, kv
+
+
+def _attend(cfg, weight, norm, h_BTD, rotation, seen_BTT, past):
+  """Grouped-query attention (2305.13245): its result [B, T, D], and keys and values."""
+  qkv = jnp.einsum('BTD,DKNW->BTKNW', h_BTD, weight('qkv', 'DKNW'))
+  if cfg.qkv_bias:
+    qkv += weight('qkv_bias', 'KNW', zero=True)[None, None]
+  q, k, v = jnp.split(qkv, [cfg.R, cfg.R + 1], axis=3)
+  if cfg.qk_norm:
+    q, k = cfg.qk_norm(norm, q, k)
+  q, k = rotate(q, rotation), rotate(k, rotation)
+  kv = KV(k[:, :, :, 0].transpose(0, 2, 3, 1), v[:, :, :, 0].transpose(0, 2, 1, 3))
+  a = attention(q, [*past, (*kv, seen_BTT)], cfg.scale, cfg.attn_cap)
+  return jnp.einsum('BTKRW,KRWD->BTD', a, weight('o', 'KRWD', narrow=True)), kv
+
+
+def _ffn(cfg, weight, h_BTD):
+  """down(activation(gate) * up), SwiGLU (2002.05202) or its kin, [B, T, D]."""
+  gate_up = jnp.einsum('BTD,DUF->BTUF', h_BTD, weight('gate_up', 'DUF'))
+  h = cfg.activation(gate_up[:, :, 0]) * gate_up[:, :, 1]
+  return jnp.einsum('BTF,FD->BTD', h, weight('down', 'FD', narrow=True))
+
+
+class _Ahead(_Layer):
+  """A layer for predicting further tokens (DeepSeek-V3, 2412.19437, section 2.2): its weights."""
+
+  @nn.compact
+  def __call__(self, x_BTD, view):
+    for name in ('embed_norm', 'hidden_norm', 'head_norm'):
+      self.norm(name, 'D', x_BTD)
+    self.weight('project', 'UDD')  # from [embedding, hidden state]
+    return _Layer.__call__(self, x_BTD, view)
 
 
 class _Ends(_Weights):
   """What stands before and after the layers: embedding, final norm, head."""
 
   def setup(self):
+    cfg = self.cfg
     self.table = self.weight('embed', 'VD')
-    self.scale = self.weight('final_norm', 'D', nn.initializers.ones)
-    self.matrix = self.table if self.cfg.tied else self.weight('head', 'VD')
+    self.scale = self.weight('final_norm', 'D', nn.initializers.constant(1 - cfg.norm_offset))
+    self.matrix = self.table if cfg.tied else self.weight('head', 'VD')
 
   def embed(self, tokens_BT):
     return gather_weight(self.table)[tokens_BT]  # rows are looked up in the whole table
 
-  def norm(self, x_BTD):
-    return rms_norm(x_BTD, self.scale, self.cfg.norm_eps)
+  def normed(self, x_BTD):
+    return rms_norm(x_BTD, self.scale + self.cfg.norm_offset, self.cfg.norm_eps)
 
   def logits(self, x_BTD):
-    matrix = self.matrix.astype(x_BTD.dtype)
-    return jnp.einsum('BTD,VD->BTV', x_BTD, matrix, preferred_element_type=jnp.float32)
+    cap, matrix = self.cfg.logit_cap, self.matrix.astype(x_BTD.dtype)
+    logits = jnp.einsum('BTD,VD->BTV', x_BTD, matrix, preferred_element_type=jnp.float32)
+    return cap * jnp.tanh(logits / cap) if cap else logits
 
   def all(self, x_BTD):
-    return self.logits(self.norm(x_BTD))
+    return self.logits(self.normed(x_BTD))

@@ -1,0 +1,82 @@
+"""What layers are made of: norms, rotation, attention. Float32 inside, whatever the dtype."""
+import functools
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+silu = nn.silu
+
+
+def gelu_tanh(x):
+  """x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), arXiv 1606.08415."""
+  return nn.gelu(x, approximate=True)
+
+
+def rms_norm(x, scale, eps):
+  """x / sqrt(mean(x^2) + eps) * scale over the last axis, in float32 (arXiv 1910.07467)."""
+  x32 = x.astype(jnp.float32)
+  x32 *= jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
+  return (x32 * jnp.expand_dims(scale, range(x.ndim - 1))).astype(x.dtype)
+
+
+def rotate(x_BTKRW, rotation):
+  """Turns the pairs (i, i + W / 2) of each vector by its position's angles."""
+  a, b = jnp.split(x_BTKRW.astype(jnp.float32), 2, axis=-1)
+  return jnp.concatenate(_turn(a, b, rotation), axis=-1).astype(x_BTKRW.dtype)
+
+
+def rotate_neighbours(x_BTKRW, rotation):
+  """The same of the pairs (2 i, 2 i + 1), as DeepSeek stores its weights."""
+  pairs = x_BTKRW.astype(jnp.float32).reshape(*x_BTKRW.shape[:-1], -1, 2)
+  turned = jnp.stack(_turn(pairs[..., 0], pairs[..., 1], rotation), axis=-1)
+  return turned.reshape(x_BTKRW.shape).astype(x_BTKRW.dtype)
+
+
+def _turn(a, b, rotation):
+  cos, sin = rotation
+  return a * cos - b * sin, b * cos + a * sin
+
+
+def attention(q_BTKRW, blocks, scale, cap=0.0):
+  """Softmax attention over the positions of all blocks together; returns [B, T, K, R, W of values].
+
+  Scores are scale * q k, and with a cap, cap * tanh(scores / cap) (Gemma 2, 2408.00118, section 2).
+  A block is keys [P, K, W, S], values [P, K, S, W] and a mask [P, T, S] or [P, S] (1 for P or T
+  stands for all). Where P < B, a block's row serves G = B / P consecutive query rows. Each block is
+  computed in its own shape; one maximum and one sum over all of them make it one softmax.
+  """
+  B, T, K, R, W = q_BTKRW.shape
+  dtype = q_BTKRW.dtype
+  q_BKXW = (q_BTKRW * jnp.asarray(scale, dtype)).transpose(0, 2, 3, 1, 4).reshape(B, K, R * T, W)
+
+  def fold(x_BKX, P):  # rows that share a block become more queries of one row
+    x = x_BKX.reshape(P, B // P, K, R * T, *x_BKX.shape[3:]).swapaxes(1, 2)
+    return x.reshape(P, K, B // P * R * T, *x_BKX.shape[3:])
+
+  def unfold(x_PKY, P):
+    x = x_PKY.reshape(P, K, B // P, R * T, *x_PKY.shape[3:]).swapaxes(1, 2)
+    return x.reshape(B, K, R * T, *x_PKY.shape[3:])
+
+  def scores(k, mask):
+    P, _, _, S = k.shape
+    s = jnp.einsum('PKYW,PKWS->PKYS', fold(q_BKXW, P), k, preferred_element_type=jnp.float32)
+    s = cap * jnp.tanh(s / cap) if cap else s
+    if mask.ndim == 2:
+      return jnp.where(mask[:, None, None], s, -1e30)
+    s = jnp.where(mask[:, None, None], s.reshape(P, -1, B // P * R, T, S), -1e30)
+    return s.reshape(P, K, -1, S)
+
+  all_scores = [scores(k, mask) for k, _, mask in blocks]
+  top = [unfold(s.max(axis=-1), len(s)) for s in all_scores]
+  top_BKX = jax.lax.stop_gradient(functools.reduce(jnp.maximum, top))
+  total_BKX, out_BKXW = 0.0, 0.0
+  for s, (_, v, _) in zip(all_scores, blocks):
+    P = len(s)
+    weights = jnp.exp(s - fold(top_BKX, P)[..., None])
+    total_BKX += unfold(weights.sum(axis=-1), P)
+    out_BKXW += unfold(
+        jnp.einsum('PKYS,PKSW->PKYW', weights.astype(v.dtype), v,
+                   preferred_element_type=jnp.float32), P)
+  out_BKXW = (out_BKXW / total_BKX[..., None]).astype(dtype)
+  return out_BKXW.reshape(B, K, R, T, -1).transpose(0, 3, 1, 2, 4)
