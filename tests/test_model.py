@@ -5,11 +5,22 @@ import numpy as np
 import pytest
 
 from r1jax import sample
-from r1jax.model import head_norm
+from r1jax.model import head_norm, MLA, moe, MoE, parts, rope, whole_norm
 from r1jax.types import Past
 
 close = np.testing.assert_allclose
-KINDS = [dict(), dict(K=1, qkv_bias=True, qk_norm=head_norm, tied=False)]
+DEEPSEEK = dict(
+    K=4, W=10, tied=False, mla=MLA(Q=12, Z=16, A=6, J=4, O=7),
+    moe=MoE(E=8, I=12, top=3, M=20, dense=1, score=moe.sigmoid, bias=True, groups=4, top_groups=2,
+            group_score=moe.best_two, normalise=True, scale=2.5))  # yapf: disable
+GEMMA = dict(activation=parts.gelu_tanh, post_norm=True, norm_offset=1.0, embed_scale=5.0, window=3,
+             attn_cap=2.0, logit_cap=1.0, windowed=(0,), rope_windowed=rope.Default(100.0))
+KINDS = {
+    'plain': dict(), 'qwen': dict(K=1, qkv_bias=True, qk_norm=head_norm, tied=False),
+    'gemma': GEMMA, 'olmo': dict(pre_norm=False, post_norm=True, qk_norm=whole_norm),
+    'smollm': dict(unrotated=(1,)), 'deepseek': DEEPSEEK,
+    'qwen moe': dict(mla=None, moe=MoE(E=4, I=8, top=2)),
+    'lite': dict(K=4, W=10, mla=MLA(Q=None, Z=16, A=6, J=4, O=7), mtp=1)}  # yapf: disable
 
 
 def tokens_of(B, T, seed=0):
@@ -30,21 +41,22 @@ def apply(model, params, tokens, **more):
 
 
 @pytest.mark.parametrize('unroll', [True, False])
-@pytest.mark.parametrize('kind', KINDS, ids=str)
+@pytest.mark.parametrize('kind', KINDS.values(), ids=KINDS)
 def test_prefill_and_decode_are_the_whole_pass(tiny, kind, unroll):
   model, params = tiny(unroll, **kind)
   tokens, lengths = tokens_of(3, 11), np.array([4, 6, 2])  # a prompt of each length, then 5 tokens
   whole, _ = apply(model, params, tokens)
   prompts = np.where(np.arange(6) < lengths[:, None], tokens[:, :6], 0)
   logits, kv = apply(model, params, prompts)
-  prompt = Past(kv, np.arange(6) < lengths[:, None])
+  prompt = Past(kv, np.arange(6) < lengths[:, None], np.arange(6)[None])
   rows = np.arange(3)
   close(logits[rows, lengths - 1], whole[rows, lengths - 1], atol=1e-5)
 
   @jax.jit
   def decode(params, cache, token, position, slot):
     params = model.split(params)
-    past = prompt, Past(cache, jnp.arange(5)[None] < slot)
+    slots = jnp.arange(5)[None]
+    past = prompt, Past(cache, slots < slot, lengths[:, None] + slots)
     hidden, fresh = model.apply(params, token[:, None], position[:, None], past=past)
     return model.logits(params, hidden)[:, 0], sample.write(cache, fresh, slot)
 
@@ -55,7 +67,7 @@ def test_prefill_and_decode_are_the_whole_pass(tiny, kind, unroll):
     close(logits, whole[rows, at], atol=1e-5)
 
 
-@pytest.mark.parametrize('kind', KINDS, ids=str)
+@pytest.mark.parametrize('kind', KINDS.values(), ids=KINDS)
 def test_scanned_layers_are_the_unrolled_ones(tiny, kind):
   (one, params), (other, same), tokens = tiny(True, **kind), tiny(False, **kind), tokens_of(2, 7)
   jax.tree.map(np.testing.assert_array_equal, params, same)
@@ -115,17 +127,24 @@ def test_nothing_looks_ahead_or_into_another_document(tiny, segments):
     np.testing.assert_array_equal(reach(params, t), sees)
 
 
-@pytest.mark.parametrize('unroll', [True, False])
-def test_a_shared_past_is_a_repeated_one(tiny, unroll):
-  model, params = tiny(unroll)
+@pytest.mark.parametrize('kind, unroll', [('plain', True), ('plain', False), ('gemma', True),
+                                          ('deepseek', False)])  # yapf: disable
+def test_a_shared_past_is_a_repeated_one(tiny, kind, unroll):
+  model, params = tiny(unroll, **KINDS[kind])
   P, G, T, C = 2, 3, 5, 4
   _, kv = apply(model, params, tokens_of(P, T))
-  mask = np.arange(T) < np.array([3, 5])[:, None]
+  mask, slots = np.arange(T) < np.array([3, 5])[:, None], np.arange(T)[None]
   completions = tokens_of(P * G, C, 1)
-  shared, _ = apply(model, params, completions, start=T, past=(Past(kv, mask),))
+  shared, _ = apply(model, params, completions, start=T, past=(Past(kv, mask, slots),))
   axis = 0 if unroll else 1
-  repeated = Past(jax.tree.map(lambda x: jnp.repeat(x, G, axis), kv), np.repeat(mask, G, 0))
+  repeated = Past(jax.tree.map(lambda x: jnp.repeat(x, G, axis), kv), np.repeat(mask, G, 0), slots)
   close(shared, apply(model, params, completions, start=T, past=(repeated,))[0], atol=1e-5)
+
+
+def test_a_latent_cache_holds_one_latent_and_one_key_a_position(tiny):
+  model, _ = tiny(**DEEPSEEK)
+  cache = model.init_cache(3, 5)
+  assert cache.k[0].shape == (3, 1, 16 + 4, 5) and cache.v[0].size == 0
 
 
 def test_half_precision_keeps_logits_and_statistics_in_float32(tiny):

@@ -216,15 +216,14 @@ def _kinds(cfg):
 
 
 def _views(cfg, positions_BT, segments_BT, past):
-  """The _View of each kind of layer that the model has, all of one shape."""
+  """The _View of each kind of layer that the model has, where several, all of one shape."""
   kinds = sorted(set(_kinds(cfg)))
   views = [_view(cfg, *kind, positions_BT, segments_BT, past) for kind in kinds]
   if not views[1:]:
     return views
-  same = lambda *of: jnp.broadcast_arrays(*(x[:, None] if x.ndim == 2 else x for x in of))
-  out = [view._replace(past=()) for view in views]
-  masks = [same(*of) for of in zip(*(view.past for view in views))]
-  return [view._replace(past=tuple(of[i] for of in masks)) for i, view in enumerate(out)]
+  long = lambda x: x[:, None] if x.ndim == 2 else x  # [P, S] for all queries
+  same = [jnp.broadcast_arrays(*map(long, of)) for of in zip(*map(jax.tree.leaves, views))]
+  return [jax.tree.unflatten(jax.tree.structure(views[0]), of) for of in zip(*same)]
 
 
 def _view(cfg, windowed, unrotated, positions_BT, segments_BT, past):
