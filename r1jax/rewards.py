@@ -96,6 +96,8 @@ READABLE = (Reward('ended', ended), Reward('format', think_format),
             Reward('repetition', no_repetition), Reward('paragraphs', short_paragraphs),
             Reward('code', no_code))  # yapf: disable
 
+TIMED_OUT = 'timed out:'  # how the sentence begins about a verdict that did not come in time
+
 R1_ZERO = (Reward('accuracy', accuracy), Reward('format', format))  # same weight, v2 eq. 4
 
 # -- routing and sums ------------------------------------------------------------------------------
@@ -140,7 +142,8 @@ def grade(rewards: Sequence[Reward], problems: Sequence[Problem],
     scores[reward.name] = np.asarray(numbers, np.float32).reshape(len(problems), G)
     for i, (x, completion) in enumerate(zip(found, flat)):
       if isinstance(x, Exception):
-        errors[i // G].append(f'reward {reward.name} failed on {completion.text[:200]!r}: {x!r}')
+        how = TIMED_OUT if isinstance(x, TimeoutError) else 'failed:'
+        errors[i // G].append(f'{how} reward {reward.name} on {completion.text[:200]!r}: {x!r}')
   return scores, errors
 
 
@@ -187,9 +190,19 @@ def total(rewards: Sequence[Reward], scores: dict, shape) -> np.ndarray:
   return sum(terms, start=np.zeros(shape, np.float32))
 
 
-def check_errors(errors: Sequence[Sequence[str]], samples: int, allowed: float):
-  """Raises UserError where more than `allowed` of the samples' rewards failed."""
-  failed = [error for of_problem in errors for error in of_problem]
-  if len(failed) > allowed * samples:
-    raise UserError(f'{len(failed)} rewards failed on {samples} samples, more than the allowed '
-                    f'share of {allowed:g}; the first: {failed[0]}')
+def timed_out(error: str) -> bool:
+  """Whether a sentence of `grade` is about a verdict that did not come in time."""
+  return error.startswith(TIMED_OUT)
+
+
+def check_errors(errors: Sequence[Sequence[str]], samples: int, allowed: float, timeouts: float):
+  """Raises UserError where more than `allowed` of the samples' rewards failed, or more than
+  `timeouts` of them did not come in time: the first is a fault of the grader's, the second may be
+  the model's."""
+  found = [error for of_problem in errors for error in of_problem]
+  late = [error for error in found if timed_out(error)]
+  failed = [error for error in found if not timed_out(error)]
+  for some, what, most in ((failed, 'failed', allowed), (late, 'did not come in time', timeouts)):
+    if len(some) > most * samples:
+      raise UserError(f'{len(some)} rewards {what} on {samples} samples, more than the allowed '
+                      f'share of {most:g}; the first: {some[0]}')

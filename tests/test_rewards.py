@@ -192,15 +192,24 @@ def test_a_failing_reward_is_counted_and_scores_zero():
   errors, = errors
   assert len(errors) == 4
   for error, text, cause in zip(errors, texts[1:], ['KeyError', 'nan', 'inf', 'TypeError']):
-    assert error.startswith(f"reward bad failed on '{text}'") and cause in error
+    assert error.startswith(f"failed: reward bad on '{text}'") and cause in error
+
+
+def late(problem, completion):
+  """Comes too late."""
+  raise TimeoutError('after 4 s')
 
 
 def test_too_many_errors_stop_the_run():
-  rewards.check_errors([['one'], []], samples=100, allowed=0.01)
-  with pytest.raises(UserError, match='2 rewards failed on 100 samples.*0.01; the first: one'):
-    rewards.check_errors([['one'], ['two']], samples=100, allowed=0.01)
-  with pytest.raises(UserError):
-    rewards.check_errors([[], ['one']], samples=10**6, allowed=0.0)
+  error, late_one = (rewards.grade([Reward('r', f)], [Problem('', '')],
+                                   [[completion('raise')]])[1][0] for f in (bad, late))
+  assert not rewards.timed_out(error[0]) and rewards.timed_out(late_one[0])
+  check = lambda errors, samples: rewards.check_errors(errors, samples, allowed=0.01, timeouts=0.02)
+  check([error, late_one, late_one], 100)
+  with pytest.raises(UserError, match='2 rewards failed on 100 samples.*0.01; the first: failed'):
+    check([error, error], 100)
+  with pytest.raises(UserError, match='3 rewards did not come in time on 100 samples.*0.02'):
+    check([late_one * 3], 100)
 
 
 def test_rewards_are_told_apart_by_name():

@@ -67,7 +67,7 @@ def test_a_mean_is_over_what_a_reward_applies_to():
   problems = [Problem('p', '', 'x'), Problem('q', '', 'y')]
   texts = [[Completion('t', 1, True)] * 2] * 2
   graded = rollout.Graded(sampled, problems, texts, scores, ones,
-                          [['reward rule failed: TimeoutError()'], []])
+                          [['timed out: reward r', 'failed: reward r'], []])
   numbers = rl.summarise(graded)
   assert numbers['reward/rule'] == 0.5 and 'reward/never' not in numbers
   assert numbers['reward/errors'] == numbers['reward/timeouts'] == 1

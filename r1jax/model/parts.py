@@ -5,7 +5,10 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-silu = nn.silu
+
+def silu(x):
+  """x sigmoid(x), arXiv 1606.08415."""
+  return nn.silu(x)
 
 
 def gelu_tanh(x):

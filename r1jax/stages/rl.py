@@ -9,6 +9,7 @@ import numpy as np
 
 from r1jax import checkpoint, evals, grpo, losses, metrics, optim, rewards, rollout, sample
 from r1jax import seeds, sharding
+from r1jax.model import lora as lora_lib
 from r1jax.types import Batch, Problem, Reward, Source, UserError
 
 
@@ -29,8 +30,10 @@ class Config:
   sampling: sample.Sampling = sample.Sampling(max_tokens=32_768)  # of the rollouts
   objective: grpo.Objective = grpo.Objective()  # the loss
   optimizer: optim.Optimizer = optim.Optimizer(lr=3e-6)  # the update
+  lora: lora_lib.LoRA | None = None  # None: all parameters learn
   refresh_every: int = 400  # updates after which the reference becomes the latest policy; 0: never
   max_reward_errors: float = 0.01  # share of samples whose reward may fail before the run stops
+  max_reward_timeouts: float = 0.1  # and of those whose reward may come too late
   seed: int = 0  # of problem order and sampling
   save_every: int = 400  # updates between saved states
   eval_every: int = 0  # updates between evaluations; 0: before and after only
@@ -43,13 +46,15 @@ def run(cfg: Config, out: str) -> dict:
   check(cfg)
   machine, mesh = sharding.start(cfg.machine)
   model, params, tokenizer = checkpoint.load_model(cfg.init, machine, mesh)
+  learner, model, params = lora_lib.adapt(cfg.lora, model, params, seeds.key(cfg.seed, 'lora'),
+                                          mesh)
   problem = make_stream(cfg, tokenizer)
   terms = rewards.load(cfg.rewards, machine, mesh, tokenizer)
   sampler = rollout.make_sampler(model, tokenizer, cfg.sampling, cfg.group, cfg.max_prompt_tokens,
                                  machine, mesh, cfg.batch * cfg.minibatches)
   evaluate = evals.make_evaluate(cfg.evaluation, terms, model, tokenizer, cfg.max_prompt_tokens,
                                  cfg.seed, machine, mesh)
-  update, reference_logp, tx = make_steps(cfg, model, machine, mesh)
+  update, reference_logp, tx = make_steps(cfg, learner, machine, mesh)
   learning_rate = optim.learning_rate(cfg.optimizer, cfg.steps)
 
   state = optim.init(tx, params, reference=params if cfg.objective.needs_reference else None)
@@ -68,7 +73,7 @@ def run(cfg: Config, out: str) -> dict:
       calls = rollout.dispatch(sampler, state.params, key, numbers, [problem(n) for n in numbers])
       pending = read(pending, log)  # the last updates' numbers, while the device samples
       graded = rollout.collect(sampler, calls, counting)
-      rewards.check_errors(graded.errors, graded.rewards_PG.size, cfg.max_reward_errors)
+      check_errors(cfg, graded)
       graded = resample(cfg, graded, numbers[-1] + 1, sampler, state.params, key, problem, counting)
       clock.append(time.monotonic())
 
@@ -78,7 +83,7 @@ def run(cfg: Config, out: str) -> dict:
         part, advantages_PGC, over_sampler_PGC = rollout.take(weighed, rows)
         batch = make_batch(cfg, part, machine, mesh, advantages_PGC)
         if cfg.objective.beta:
-          batch = batch._replace(logp_ref_PGC=reference_logp(state.reference, batch))
+          batch = batch._replace(logp_ref_PGC=reference_logp(optim.reference(state), batch))
         state, out_numbers = update(state, batch)
         if over_sampler_PGC is not None:
           out_numbers['mismatch'] = abs(over_sampler_PGC).sum()
@@ -105,7 +110,7 @@ def run(cfg: Config, out: str) -> dict:
   finally:
     states.close()
     log.close()
-  checkpoint.save_model(out, model, state.params, tokenizer)
+  checkpoint.save_model(out, model, lora_lib.merge(cfg.lora, state.params), tokenizer)
   return result(out, cfg.steps)
 
 
@@ -166,6 +171,12 @@ def make_stream(cfg, tokenizer) -> Callable[[int], Problem]:
   return problem
 
 
+def check_errors(cfg, graded):
+  """Raises UserError where too many of the rewards failed or came too late."""
+  rewards.check_errors(graded.errors, graded.rewards_PG.size, cfg.max_reward_errors,
+                       cfg.max_reward_timeouts)
+
+
 def resample(cfg, graded, first, sampler, params, key, problem, counting):
   """Puts fresh problems in the place of groups whose rewards are all equal, cfg.resample times.
 
@@ -178,7 +189,7 @@ def resample(cfg, graded, first, sampler, params, key, problem, counting):
       break
     calls = rollout.dispatch(sampler, params, key, numbers, [problem(n) for n in numbers])
     fresh = rollout.collect(sampler, calls, counting)
-    rewards.check_errors(fresh.errors, fresh.rewards_PG.size, cfg.max_reward_errors)
+    check_errors(cfg, fresh)
     old = rollout.take(graded, np.flatnonzero(equal))
     fresh = fresh._replace(errors=[a + b for a, b in zip(old.errors, fresh.errors)])
     place = np.arange(len(equal))
@@ -239,7 +250,7 @@ def weigh(cfg, graded, state, logp, machine, mesh):
   over_sampler_PGC = (old_PGC - sampled_PGC) * mask_PGC if objective.importance else None
   over_reference_PGC = None
   if objective.reward_beta:
-    over_reference_PGC = (old_PGC - logp_under(state.reference)) * mask_PGC
+    over_reference_PGC = (old_PGC - logp_under(optim.reference(state))) * mask_PGC
   advantages_PGC = grpo.token_advantages(objective, graded.rewards_PG, mask_PGC, over_reference_PGC,
                                          over_sampler_PGC)
   graded = graded._replace(rollout=graded.rollout._replace(logp_PGC=old_PGC))
@@ -314,8 +325,8 @@ def summarise(graded) -> dict:
       'length': mean(graded.rollout.lengths_PG),
       'finished': mean(graded.rollout.finished_PG),
       'degenerate': mean(grpo.degenerate(graded.rewards_PG)),
-      'reward/errors': sum(map(len, graded.errors)),
-      'reward/timeouts': sum('TimeoutError' in error for row in graded.errors for error in row),
+      'reward/errors': sum(not rewards.timed_out(error) for row in graded.errors for error in row),
+      'reward/timeouts': sum(rewards.timed_out(error) for row in graded.errors for error in row),
   }
 
 
