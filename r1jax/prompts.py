@@ -13,6 +13,11 @@ R1_ZERO = (
 # is the tokenizer's own.
 R1 = '<｜User｜>{question}<｜Assistant｜>'
 
+# The same with the think block opened in the prompt, as DeepSeek's later template has it: no
+# completion goes without thinking, and none has the opening tag; `opened` puts it back.
+THINK = '<think>\n'
+R1_THINK = R1 + THINK
+
 # The same tags for models with a context of a hundred tokens.
 SHORT = 'User: {question}\nAssistant:'
 
@@ -71,6 +76,17 @@ def summary(text):
     return None
   tail = text.rpartition('</think>')[2]
   return tail.replace('<answer>', '').replace('</answer>', '').strip()
+
+
+def opened(text):
+  """The completion of a prompt that ends with THINK, its opening put back. All that judges such a
+  completion needs this view: else a thought that never closes would pass for an answer."""
+  return THINK + text
+
+
+def opened_summary(text):
+  """The same completion's summary; None where its thinking never closes."""
+  return summary(opened(text))
 
 
 def in_format(text):

@@ -4,6 +4,14 @@ Decoding is exact about spaces, so that texts can be joined as their tokens are:
 for a prompt and for its completion, one after the other, is the text of both. A completion keeps
 its leading space; the space that some tokenizers put before every text is taken off again after the
 BOS that marks where a text begins, and only there.
+
+A text begins with one BOS at most: `encode` puts it there where the folder asks for it, and not a
+second one where the text spells it, as chat templates do. What else a text spells of the special
+tokens of a tokenizer.json becomes those tokens, as in transformers, in a user's words too: who
+writes <|im_end|> in a question ends the turn. Those of a tokenizer.model stay text.
+
+A tokenizer.json is followed as it is. transformers 5 replaces that of Llama 2 by a pipeline of its
+own, which loses a space at the start of a text and after special tokens (its pull request 47700).
 """
 import io
 import json
@@ -18,6 +26,7 @@ from r1jax.types import UserError
 SPACE = '▁'  # U+2581, a space inside a piece of sentencepiece
 FILES = ('tokenizer.json', 'tokenizer.model', 'tokenizer_config.json', 'special_tokens_map.json',
          'chat_template.jinja')
+SPECIAL = ('bos', 'eos', 'unk', 'sep', 'pad', 'cls', 'mask')  # what chat templates may name
 EOS = 1  # of the tokenizers trained here; 0 is unknown
 LOSSLESS = dict(
     model_type='bpe', normalization_rule_name='identity', remove_extra_whitespaces=False,
@@ -35,6 +44,12 @@ class Tokenizer(NamedTuple):
   vocab_size: int
   save: Callable  # folder -> None, writes the tokenizer's own files
   bos_id: int | None = None  # what config.json has to say for `load` to give the same again
+
+
+def special_tokens(own: dict) -> dict[str, str]:
+  """{'bos_token': '<s>', ...} of a tokenizer_config.json's contents, those that it names."""
+  named = {f'{name}_token': own.get(f'{name}_token') for name in SPECIAL}
+  return {key: t['content'] if isinstance(t, dict) else t for key, t in named.items() if t}
 
 
 def encode_rest(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -63,7 +78,7 @@ def load(folder) -> Tokenizer:
     raise UserError(f'no tokenizer in {folder}, where {" and ".join(LOADERS)} were looked for: '
                     'copy the one that the model was trained with there')
   name, make = kinds[0]
-  own, model, generation = (_json(folder / f'{name}.json')
+  own, model, generation = (read_json(folder / f'{name}.json')
                             for name in ('tokenizer_config', 'config', 'generation_config'))
   named = (generation.get('eos_token_id'), model.get('eos_token_id'))
   eos = next((ids for ids in named if ids not in (None, [])), None)
@@ -106,7 +121,7 @@ def _sentencepiece(path, files, own, model, eos):
   if add_bos and not 0 <= bos < size:
     raise UserError(f'{path} is to begin texts with BOS, but has no such token: '
                     'name it as bos_token_id in config.json')
-  front = [bos] if add_bos else []
+  front, spelled_bos = ([bos], pieces.id_to_piece(bos)) if add_bos else ([], '')
   eos = eos or _own_eos(path, pieces.eos_id() if pieces.eos_id() >= 0 else None)
   spelled = [b'' if i in eos else _bytes_of(pieces, i) for i in range(size)]
   adds_space = pieces.encode('a', out_type=str)[0].startswith(SPACE)
@@ -115,6 +130,7 @@ def _sentencepiece(path, files, own, model, eos):
   split = not adds_space and all(pieces.is_byte(i) for i in utf8)
 
   def encode(text):
+    text = text.removeprefix(spelled_bos)
     first, *others = text.split(SPACE) if split else [text]
     ids = front + pieces.encode(first)
     for other in others:
@@ -148,15 +164,17 @@ def _huggingface(path, files, own, model, eos):
     raise UserError(f'{path} cannot be read ({e}): fetch it again') from e
   inner.no_truncation()  # some files keep what their last training run set
   inner.no_padding()
-  front = inner.encode('').ids
+  named = special_tokens(own)
+  front = _front(path, inner, own.get('add_bos_token') and named.get('bos_token'))
   # Some decoders strip the first space of whatever they are given, a completion's too. With a full
   # stop in front that space is not the first any more.
   stop = inner.encode('.', add_special_tokens=False).ids[-1:]
   stop_text = inner.decode(stop)
+  eos = eos or _own_eos(path, inner.token_to_id(named.get('eos_token', '')))
 
-  token = own.get('eos_token')
-  token = token['content'] if isinstance(token, dict) else token
-  eos = eos or _own_eos(path, inner.token_to_id(token) if token else None)
+  def encode(text):
+    ids = inner.encode(text, add_special_tokens=False).ids
+    return ids if ids[:len(front)] == front else front + ids
 
   def decode(ids):
     ids = [int(i) for i in ids]
@@ -165,8 +183,24 @@ def _huggingface(path, files, own, model, eos):
     return inner.decode(ids) if begins else inner.decode(stop + ids).removeprefix(stop_text)
 
   size = max(inner.get_vocab().values()) + 1
-  return Tokenizer(lambda text: inner.encode(text).ids, decode, eos, size,
-                   lambda folder: _save(folder, files), model.get('bos_token_id'))
+  return Tokenizer(encode, decode, eos, size, lambda folder: _save(folder, files),
+                   model.get('bos_token_id'))
+
+
+def _front(path, inner, bos):
+  """The ids that every text begins with; `bos` is the token that the config asks for, if any."""
+  front = inner.encode('').ids
+  if inner.encode('.').ids != front + inner.encode('.', add_special_tokens=False).ids:
+    raise UserError(
+        f'{path} ends every text, a prompt too, with a special token: take it out of the '
+        'post_processor there, as training puts EOS where it belongs')
+  # DeepSeek's files leave BOS to add_bos_token, which transformers 4 obeys and 5 passes over.
+  if not front and bos:
+    front = [inner.token_to_id(bos)]
+    if front == [None]:
+      raise UserError(f'{path} is to begin texts with {bos!r}, but has no such token: set '
+                      'add_bos_token in tokenizer_config.json to false, or fetch both again')
+  return front
 
 
 def _own_eos(path, eos_id):
@@ -188,8 +222,8 @@ def _save(folder, files):
     part.replace(folder / name)
 
 
-def _json(path):
-  """The file's contents, {} where there is no file."""
+def read_json(path: Path) -> dict:
+  """The file's contents, {} where there is no file. Raises UserError where it is not JSON."""
   try:
     return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
   except ValueError as e:

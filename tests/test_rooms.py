@@ -69,7 +69,7 @@ def reads(tree):
   if isinstance(tree, ast.Attribute) and isinstance(tree.ctx, ast.Load):
     yield tree.attr
   if isinstance(tree, ast.Call) and ast.unparse(tree.func).endswith('weight'):
-    yield from (x.value for x in tree.args if isinstance(x, ast.Constant))
+    yield from (x.value for x in tree.args if isinstance(x, ast.Constant) and x.value)
   for node in ast.iter_child_nodes(tree):
     yield from reads(node)
 

@@ -15,7 +15,9 @@ from r1jax.types import UserError
 
 HERE = Path(__file__).parent
 QWEN2 = HERE / 'fixtures/qwen2'
-DATA = Path(os.environ.get('R1JAX_DATA', HERE.parent.parent / 'shared/data/models'))
+CHAT = HERE / 'fixtures/chat'  # made with transformers by make_chat.py
+FAMILIES = sorted(path.parent.name for path in CHAT.glob('*/ref.json'))
+DATA = Path(os.environ.get('R1JAX_DATA', HERE.parents[1] / 'shared/data'))
 TAGS = ('<think>', '</think>', '<answer>', '</answer>')
 CORPUS = ['<think> 12 + 7 = 19 </think>\n<answer> 19 </answer>', 'Let me see: 4 * 5 is 20, so\n',
           'the cat sat on the mat, and the dog sat too'] * 5  # yapf: disable
@@ -147,6 +149,64 @@ def test_a_completion_keeps_its_leading_space(tmp_path):
     assert tok.decode(ids[:cut]) + tok.decode([*ids[cut:], 1]) == 'a b a b'
 
 
+@pytest.mark.parametrize('family', FAMILIES)
+def test_a_familys_ids_and_texts_are_those_of_transformers(family):
+  tok = tokenizer.load(CHAT / family)
+  ref = json.loads((CHAT / family / 'ref.json').read_text())
+  front = tok.encode('')
+  assert tok.vocab_size == ref['size'] and len(ref['texts']) > 30
+  assert bool(front) == (family in ('deepseek', 'gemma', 'llama2', 'llama3', 'mistral'))
+  for text, ids, decoded in ref['texts']:
+    # The one difference: a text that spells BOS at its start does not get another.
+    ids = ids[1:] if ids[:2] == front * 2 else ids
+    assert tok.encode(text) == ids, text
+    assert tok.decode(ids) == decoded, text
+
+
+def test_each_of_several_eos_ends_a_completion():
+  tok = tokenizer.load(CHAT / 'llama3')
+  inner = tokenizers.Tokenizer.from_file(str(CHAT / 'llama3/tokenizer.json'))
+  ends = [inner.token_to_id(t) for t in ('<|end_of_text|>', '<|eom_id|>', '<|eot_id|>')]
+  assert tok.eos_ids == set(ends)
+  for end in ends:
+    assert tok.decode([*tok.encode('so'), end]) == 'so'
+
+
+@pytest.mark.parametrize('family, bos', [('llama2', '<s>'), ('gemma', '<bos>'),
+                                         ('deepseek', '<｜begin▁of▁sentence｜>')])
+def test_a_text_begins_with_one_bos(family, bos):
+  tok = tokenizer.load(CHAT / family)
+  front, = tok.encode('')
+  assert tok.encode('so').count(front) == tok.encode(bos + 'so').count(front) == 1
+  assert tokenizer.encode_rest(tok, 'so')[0] != front
+
+
+def test_sentencepiece_and_tokenizer_json_of_llama_2_agree(tmp_path):
+  for name in ('tokenizer.model', 'tokenizer_config.json'):
+    shutil.copy(CHAT / 'llama2' / name, tmp_path)
+  one, other = tokenizer.load(tmp_path), tokenizer.load(CHAT / 'llama2')
+  assert (one.vocab_size, one.eos_ids) == (other.vocab_size, other.eos_ids)
+  for text, ids, decoded in json.loads((CHAT / 'llama2/ref.json').read_text())['texts']:
+    if not any(token in text for token in ('</s>', '<unk>')):  # these stay text in tokenizer.model
+      assert one.encode(text) == other.encode(text), text
+      assert one.decode(ids) == decoded
+  assert one.encode('<s>so') == one.encode('so') and 2 not in one.encode('x</s> y')
+
+
+def test_bos_that_only_the_config_asks_for_and_eos_that_every_text_would_get(tmp_path):
+  shutil.copytree(CHAT / 'deepseek', tmp_path, dirs_exist_ok=True)
+  path = tmp_path / 'tokenizer.json'
+  inner = tokenizers.Tokenizer.from_file(str(path))
+  inner.post_processor = processors.ByteLevel(trim_offsets=False)  # as DeepSeek publishes it
+  inner.save(str(path))
+  assert tokenizer.load(tmp_path).encode('so') == tokenizer.load(CHAT / 'deepseek').encode('so')
+  inner.post_processor = processors.TemplateProcessing(single='$A <think>',
+                                                       special_tokens=[('<think>', 3)])
+  inner.save(str(path))
+  with pytest.raises(UserError, match='post_processor'):
+    tokenizer.load(tmp_path)
+
+
 def test_folders_without_a_tokenizer_or_with_a_broken_one(tmp_path):
   with pytest.raises(UserError, match='tokenizer.json and tokenizer.model') as e:
     tokenizer.load(tmp_path)
@@ -159,9 +219,9 @@ def test_folders_without_a_tokenizer_or_with_a_broken_one(tmp_path):
 
 @pytest.mark.parametrize('name', ['stories260K', 'babyllama105'])
 def test_llama_sentencepiece_begins_with_bos(name):
-  folder = DATA / name / 'hf'
+  folder = DATA / 'models' / name / 'hf'
   if not (folder / 'tokenizer.model').exists():
-    pytest.skip(f'the {name} model is not in {folder}; R1JAX_DATA names the folder above it')
+    pytest.skip(f'{folder} is not there: set R1JAX_DATA to the folder of the data sets')
   tok = tokenizer.load(folder)
   pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / 'tokenizer.model'))
   text = 'Once upon a time, there was a big dog'
@@ -173,9 +233,9 @@ def test_llama_sentencepiece_begins_with_bos(name):
 
 
 def test_a_saved_model_folder_reads_prompts_as_its_source_did(tmp_path):
-  source = DATA / 'stories260K/hf'
+  source = DATA / 'models/stories260K/hf'
   if not source.exists():
-    pytest.skip(f'{source} is not there: set R1JAX_DATA to the folder that holds stories260K')
+    pytest.skip(f'{source} is not there: set R1JAX_DATA to the folder of the data sets')
   before = tokenizer.load(source)
   before.save(tmp_path)
   hf_config.write_config(hf_config.read_config(source), tmp_path, before.eos_ids, before.bos_id)
