@@ -37,25 +37,29 @@ class Template(NamedTuple):
 
 
 def read(folder, name: str = 'default') -> Template:
-  """The chat template of a Hugging Face folder: chat_template.jinja, or that of another name in
-  additional_chat_templates/, else tokenizer_config.json's, one text or a list of named ones.
+  """The chat template of that name of a Hugging Face folder; UserError where there is none, or it
+  cannot be read."""
+  texts = sources(folder)
+  if name not in texts:
+    raise UserError(f'{folder} has no chat template {name!r}, only {sorted(texts) or "none"}: copy '
+                    'chat_template.jinja of the model there, or give a template of prompts.py')
+  own = tokenizer.read_json(Path(folder) / 'tokenizer_config.json')
+  return Template(texts[name], tokenizer.special_tokens(own), f'the chat template of {folder}')
 
-  Raises UserError where there is none of this name, or it cannot be read.
-  """
+
+def sources(folder) -> dict[str, str]:
+  """{name: template} of a Hugging Face folder: 'default' is chat_template.jinja's, those of other
+  names are in additional_chat_templates/; else tokenizer_config.json's, one text or a list of named
+  ones; {} where there is none. Raises UserError where that file is not JSON."""
   folder = Path(folder)
-  own = tokenizer.read_json(folder / 'tokenizer_config.json')
-  texts = own.get('chat_template') or {}
+  texts = tokenizer.read_json(folder / 'tokenizer_config.json').get('chat_template') or {}
   texts = {'default': texts} if isinstance(texts, str) else texts
   texts = texts if isinstance(texts, dict) else {t['name']: t['template'] for t in texts}
   for path in (folder / 'chat_template.jinja', *folder.glob('additional_chat_templates/*.jinja')):
     if path.is_file():
       key = 'default' if path.parent == folder else path.stem
       texts = {**texts, key: path.read_text(encoding='utf-8')}
-  if name not in texts:
-    raise UserError(f'{folder} has no chat template {name!r}, only {sorted(texts) or "none"}: copy '
-                    'chat_template.jinja of the model there, or give a template of prompts.py')
-  tokens = tokenizer.special_tokens(own)
-  return Template(texts[name], tokens, f'the chat template of {folder}')
+  return texts
 
 
 def variables(chat: Template, messages, add_generation_prompt: bool, **kwargs) -> dict:

@@ -1,5 +1,6 @@
 """pass@1, cons@k and pass@k of a model on problems, over k samples each, with standard errors."""
 import dataclasses
+import math
 from typing import Callable
 
 import numpy as np
@@ -49,8 +50,7 @@ def summarise(cfg: Evaluation, rewards, graded) -> dict:
   numbers = mean_and_error('pass_at_1', right_PG.mean(axis=1, dtype='float64'))
   if cfg.answer:
     answers = [[cfg.answer(c.text) for c in row] for row in graded.completions]
-    voted_P = [right[i] if (i := majority(row, cfg.same)) is not None else 0.0
-               for row, right in zip(answers, right_PG)]  # yapf: disable
+    voted_P = [vote(row, right_G, cfg.same) for row, right_G in zip(answers, right_PG)]
     numbers |= mean_and_error(f'cons_at_{cfg.k}', voted_P)
   if cfg.k > 1:
     numbers |= mean_and_error(f'pass_at_{cfg.k}', right_PG.max(axis=1))
@@ -72,6 +72,19 @@ def mean_and_error(name, values_P) -> dict:
   values_P = np.asarray(values_P, np.float64)
   error = values_P.std(ddof=min(1, len(values_P) - 1)) / len(values_P)**0.5
   return {name: values_P.mean(), f'{name}_stderr': error}
+
+
+def pass_at(k: int, right_PG) -> list[float]:
+  """For each problem, the chance that one of k samples is right, estimated without bias from G >= k
+  of them: 1 - C(G - c, k) / C(G, k) with c right (Chen et al., arXiv 2107.03374, eq. 1)."""
+  G = right_PG.shape[1]
+  return [1 - math.comb(G - c, k) / math.comb(G, k) for c in right_PG.sum(axis=1).tolist()]
+
+
+def vote(answers, right_G, same) -> float:
+  """How right the answer is that most samples of a problem agree on; 0 where none has an answer."""
+  winner = majority(answers, same)
+  return 0.0 if winner is None else float(right_G[winner])
 
 
 def majority(answers, same) -> int | None:

@@ -4,7 +4,9 @@ import dataclasses
 import functools
 import hashlib
 import importlib.metadata
+import itertools
 import json
+import os
 import pathlib
 import runpy
 import subprocess
@@ -16,8 +18,8 @@ from typing import Annotated
 import jax
 import tyro
 
-from r1jax import checkpoint, evals, metrics, report as report_page, rewards, rollout, sample
-from r1jax import seeds, sharding
+from r1jax import benchmark, checkpoint, evals, library, metrics, report as report_page, rewards
+from r1jax import rollout, sample, seeds, sharding
 from r1jax.types import Problem, Stage, UserError
 
 # -- experiments -----------------------------------------------------------------------------------
@@ -163,7 +165,7 @@ def run_stage(file, stage, order) -> dict:
   out.mkdir(parents=True, exist_ok=True)
   row = dict(file=str(file), order=order, run=describe(stage.run), config=resolved, parents=parents,
              commit=commit(), machine=describe(machine), devices=list(map(str, jax.devices())),
-             versions={n: importlib.metadata.version(n) for n in ('jax', 'flax', 'optax')})
+             versions=versions('optax'))
   metrics.write_aside(record, json.dumps(row, indent=1, ensure_ascii=False))
   print(f'{out.name}: into {out}', flush=True)
   result = stage.run(stage.config, str(out))
@@ -194,6 +196,11 @@ def strings(described):
       yield from strings(value)
 
 
+def versions(*names) -> dict:
+  """The versions of jax, flax and further packages."""
+  return {name: importlib.metadata.version(name) for name in ('jax', 'flax', *names)}
+
+
 def commit():
   """The git commit of the working directory, None outside a checkout."""
   found = subprocess.run(['git', 'rev-parse', 'HEAD'], capture_output=True, text=True, check=False)
@@ -220,18 +227,26 @@ def use_compilation_cache():
 
 
 def evaluate(argv):
-  """Evaluates a model as an experiment's last stage evaluates its own."""
-  parser = argparse.ArgumentParser(prog='r1jax eval')
-  parser.add_argument('model', help='a run folder or a Hugging Face folder')
-  parser.add_argument('experiment', help='the experiment file whose evaluation is used')
-  args, rest = parser.parse_known_args(argv)
-  configs = [stage.config for stage in load_experiment(args.experiment)]
+  """Evaluates a model: on benchmarks, or as an experiment's last stage evaluates its own."""
+  names = list(itertools.takewhile(lambda x: not x.startswith('-'), argv[:2]))
+  if not names:
+    raise UserError('usage: r1jax eval MODEL --tasks NAME,NAME [--field value ...], or r1jax eval '
+                    'MODEL EXPERIMENT.py [--field value ...]; --help after these lists the fields')
+  cli = functools.partial(tyro.cli, args=argv[len(names):], prog=f'r1jax eval {" ".join(names)}')
+  if len(names) == 1:
+    cfg = cli(benchmark.Config)
+    if cfg.data:
+      os.environ['R1JAX_DATA'] = cfg.data
+    use_compilation_cache()
+    benchmark.run(names[0], cfg, dict(commit=commit(), versions=versions('math-verify')))
+    return
+  configs = [stage.config for stage in load_experiment(names[1])]
   config = next((c for c in reversed(configs) if getattr(c, 'evaluation', None)), None)
   if not config:
-    raise UserError(f'no stage of {args.experiment} has an evaluation: add one to its config')
-  cfg = tyro.cli(evals.Evaluation, default=config.evaluation, args=rest, prog='r1jax eval')
+    raise UserError(f'no stage of {names[1]} has an evaluation: add one to its config')
+  cfg = cli(evals.Evaluation, default=config.evaluation)
   machine, mesh = sharding.start(config.machine)
-  model, params, tokenizer = checkpoint.load_model(args.model, machine, mesh)
+  model, params, tokenizer = checkpoint.load_model(names[0], machine, mesh)
   terms = rewards.load(config.rewards, machine, mesh, tokenizer)
   judge = evals.make_evaluate(cfg, terms, model, tokenizer, config.max_prompt_tokens, config.seed,
                               machine, mesh)
@@ -298,7 +313,10 @@ def report(argv):
 
 
 COMMANDS = dict(run=run, eval=evaluate, sample=sample_text, samples=samples, report=report,
-                fingerprint=fingerprint, export=export)
+                fingerprint=fingerprint, export=export, data=library.main)
+
+CONTINUES = dict(run='; the same command continues from the last saved state',
+                 eval='; with --tasks, the same command continues from the last graded problems')
 
 
 def main(argv=None) -> int:
@@ -316,8 +334,7 @@ def main(argv=None) -> int:
     print(f'r1jax: {error}', file=sys.stderr)
     return 2
   except KeyboardInterrupt:
-    more = '; the same command continues from the last saved state' if argv[0] == 'run' else ''
-    print(f'r1jax: interrupted{more}', file=sys.stderr)
+    print(f'r1jax: interrupted{CONTINUES.get(argv[0], "")}', file=sys.stderr)
     return 130
 
 

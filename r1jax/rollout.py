@@ -57,17 +57,18 @@ def encode(tokenizer, problems, max_prompt_tokens):
   return prompts_PT, lengths_P
 
 
-def dispatch(sampler: Sampler, params, key, numbers, problems) -> list:
+def dispatch(sampler: Sampler, params, key, numbers, problems, firsts=None) -> list:
   """Sends the sampling of all problems to the device, some a call, and returns at once.
 
   `numbers` are the problems' places in the run's stream; with the key they decide every draw.
+  `firsts` are the numbers of their first samples, where a problem's are spread over several rows.
   """
-  calls = []
+  calls, firsts = [], firsts or [0] * len(problems)
   for start in range(0, len(problems), sampler.rows):
     part = problems[start:start + sampler.rows]
     prompts_PT, lengths_P = encode(sampler.tokenizer, part, sampler.max_prompt_tokens)
-    numbers_P = np.asarray(numbers[start:start + sampler.rows], np.int32)
-    rows = sharding.pad_rows((numbers_P, prompts_PT, lengths_P), sampler.rows)
+    places = [np.asarray(x[start:start + sampler.rows], np.int32) for x in (numbers, firsts)]
+    rows = sharding.pad_rows((places[0], prompts_PT, lengths_P, places[1]), sampler.rows)
     calls.append((part, prompts_PT, lengths_P,
                   sampler.sample(params, key, *sharding.put_rows(rows, sampler.mesh))))
   return calls

@@ -91,8 +91,11 @@ def make_sampler(model, cfg: Sampling, eos_ids, G, mesh, pieces=1):
 
   rows = (False, False, True, True, True, True)
   mapped = sharding.over_data(sample, mesh, rows, (True,) * 4)
-  return jax.jit(lambda params, key, rows_P, prompts_PT, lengths_P, firsts_P=0: mapped(
-      params, key, rows_P, prompts_PT, lengths_P, jnp.zeros_like(rows_P) + firsts_P))
+
+  def sampler(params, key, rows_P, prompts_PT, lengths_P, firsts_P=0):
+    return mapped(params, key, rows_P, prompts_PT, lengths_P, jnp.zeros_like(rows_P) + firsts_P)
+
+  return jax.jit(sampler)
 
 
 def _row_keys(key, rows_P, firsts_P, G):

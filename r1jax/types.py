@@ -79,7 +79,6 @@ class Benchmark(NamedTuple):
   same: Callable = lambda a, b: a == b  # whether two such answers mean the same
   k: int = 1  # samples a problem, in the paper's protocol
   max_tokens: int = 32_768  # of a completion
-  ask: str = '{question}'  # how this set's question is put, inside the model's template
 
 
 @dataclasses.dataclass(frozen=True)

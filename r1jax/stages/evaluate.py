@@ -125,5 +125,7 @@ def _cell(numbers, name):
   if name not in numbers:
     return '–'
   x, error = numbers[name], numbers.get(f'{name}_stderr')
+  if isinstance(x, int):
+    return f'{x:,}'
   digits = 3 if abs(x) < 10 else 1
   return f'{x:.{digits}f}' + (f' ± {error:.{digits}f}' if error is not None else '')
