@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from r1jax import model as model_lib
 from r1jax import sharding
 from r1jax import tokenizer as tokenizer_lib
-from r1jax.model import hf
+from r1jax.model import hf, lora
 from r1jax.types import TrainState, UserError
 
 RESULTS = ('data/result.jsonl', 'table.json')  # what stages are for that make no model
@@ -157,7 +157,9 @@ class States:
              for name, tree in _items(like).items()}  # yapf: disable
     got = self.manager.restore(step, args=ocp.args.Composite(**items))
     number = jax.device_put(np.int32(step), like.step.sharding)
-    return like._replace(step=number, **{name: got[name] for name in items})
+    trees = {name: got[name] for name in items}
+    trees['params'] = {**like.params, **trees['params']}
+    return like._replace(step=number, **trees)
 
   def keep_last_good(self, state: TrainState, every: int = 1) -> str:
     """Saves the state that a failed update left as it was; says in words where it is.
@@ -181,5 +183,6 @@ class States:
 
 
 def _items(state):
-  """The trees of a state that orbax stores, each on its own."""
+  """The trees of a state that orbax stores, each on its own: what updates change."""
+  state = state._replace(params=lora.learnt(state.params))
   return {name: tree for name, tree in state._asdict().items() if name != 'step' and tree}

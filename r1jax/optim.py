@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from r1jax import sharding
+from r1jax.model import lora
 from r1jax.types import TrainState
 
 
@@ -63,20 +64,26 @@ def _is_matrix(params):
 
 
 def init(tx, params, reference=None) -> TrainState:
-  """A fresh state: moments lie where their parameters lie, the reference is a copy."""
-  where = jax.tree.map(lambda p: p.sharding, params)
+  """A fresh state: moments lie where what is learnt lies, the reference is a copy of that."""
+  learnt = lora.learnt(params)
+  where = jax.tree.map(lambda p: p.sharding, learnt)
   whole = sharding.replicated(jax.tree.leaves(params)[0].sharding.mesh)
-  opt = jax.eval_shape(tx.init, params)
+  opt = jax.eval_shape(tx.init, learnt)
   opt_where = optax.tree_utils.tree_map_params(tx, lambda _, s: s, opt, where,
                                                transform_non_params=lambda _: whole)
   step = jax.device_put(jnp.zeros((), jnp.int32), whole)
-  opt = jax.jit(tx.init, out_shardings=opt_where)(params)
+  opt = jax.jit(tx.init, out_shardings=opt_where)(learnt)
   return TrainState(step, params, opt, () if reference is None else copy(reference))
 
 
 def copy(params):
-  """Fresh arrays, so that donating the one tree leaves the other."""
-  return jax.tree.map(jnp.copy, params)
+  """What updates change, as fresh arrays, so that donating the one tree leaves the other."""
+  return jax.tree.map(jnp.copy, lora.learnt(params))
+
+
+def reference(state: TrainState):
+  """The parameters that KL is measured against: they share a frozen base with the policy's."""
+  return {**state.params, **state.reference}
 
 
 def make_update(loss_fn, model, tx, mesh, micro):
@@ -92,17 +99,18 @@ def make_update(loss_fn, model, tx, mesh, micro):
   def accumulate(params, batch):
     parts = jax.tree.map(lambda x: x.reshape(-1, micro, *x.shape[1:]), batch)
     params = model.split(params)
+    learnt = lora.learnt(params)
 
-    def total(params, part):
-      loss_B, sums = loss_fn(params, part)
+    def total(learnt, part):
+      loss_B, sums = loss_fn({**params, **learnt}, part)
       return loss_B.sum(), (loss_B, sums)
 
     def add(carry, part):
-      (_, (loss_B, sums)), grads = jax.value_and_grad(total, has_aux=True)(params, part)
+      (_, (loss_B, sums)), grads = jax.value_and_grad(total, has_aux=True)(learnt, part)
       return jax.tree.map(jnp.add, carry, (grads, sums)), loss_B
 
     first = jax.tree.map(lambda x: x[0], parts)
-    grads, (_, sums) = jax.eval_shape(jax.grad(total, has_aux=True), params, first)
+    grads, (_, sums) = jax.eval_shape(jax.grad(total, has_aux=True), learnt, first)
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grads, sums))
     (grads, sums), loss_rows = jax.lax.scan(add, zero, parts)
     grads, sums = jax.lax.psum((model.join(grads), sums), 'data')
@@ -114,11 +122,12 @@ def make_update(loss_fn, model, tx, mesh, micro):
     grads, sums, loss_by_row = accumulate(state.params, batch)
     norm, total = optax.tree.norm(grads), loss_by_row.sum()
     finite = jnp.isfinite(norm) & jnp.isfinite(total)
-    changes, opt = tx.update(grads, state.opt, state.params)
+    learnt = lora.learnt(state.params)
+    changes, opt = tx.update(grads, state.opt, learnt)
     keep = lambda new, old: jnp.where(finite, new, old)
-    params = jax.tree.map(lambda p, d: keep(p + d, p), state.params, changes)
+    learnt = jax.tree.map(lambda p, d: keep(p + d, p), learnt, changes)
     opt = jax.tree.map(keep, opt, state.opt)
-    state = TrainState(state.step + finite, params, opt, state.reference)
+    state = TrainState(state.step + finite, {**state.params, **learnt}, opt, state.reference)
     return state, dict(sums, loss=total, grad_norm=norm, finite=finite, loss_by_row=loss_by_row)
 
   return jax.jit(update, donate_argnums=0)

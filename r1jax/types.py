@@ -147,8 +147,9 @@ class Rows(NamedTuple):
 
 
 class TrainState(NamedTuple):
-  """Everything an update changes. `reference` is the policy that KL is measured against."""
+  """Everything an update changes. `reference` is what was learnt of the policy that KL is measured
+  against (optim.reference), or () where a stage needs none."""
   step: Any  # int32 [], policy updates done
   params: Any
   opt: Any
-  reference: Any  # params, or () where a stage needs none
+  reference: Any

@@ -9,6 +9,7 @@ import pytest
 
 from r1jax import grpo, optim, packing, rollout, sharding
 from r1jax import losses as losses_lib
+from r1jax.model import head_norm
 from r1jax.optim import Optimizer
 from r1jax.sharding import Machine
 from r1jax.stages import rl, sft
@@ -67,7 +68,7 @@ def test_five_steps_are_those_of_adamw():
 
 
 def test_norms_and_biases_do_not_decay(tiny):
-  _, params = tiny(qkv_bias=True, qk_norm=True, tied=False)
+  _, params = tiny(qkv_bias=True, qk_norm=head_norm, tied=False)
   tx = optim.chain(Optimizer(lr=1.0, weight_decay=0.25), 10)
   changes, _ = jax.jit(tx.update)(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
   layers = changes.pop('layers')

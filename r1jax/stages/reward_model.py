@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from r1jax import checkpoint, losses, metrics, optim, scoring, seeds, sharding
-from r1jax.model import scalar
+from r1jax.model import lora as lora_lib, scalar
 from r1jax.types import Judged, UserError
 
 
@@ -22,6 +22,7 @@ class Config:
   batch: int = 256  # pairs or labelled responses an update
   max_tokens: int = 8192  # of prompt and response; what is longer is left out and counted
   optimizer: optim.Optimizer = optim.Optimizer(lr=6e-6)
+  lora: lora_lib.LoRA | None = None  # None: all parameters learn; the head always does
   seed: int = 0  # of the order and of what is held out
   save_every: int = 100  # updates between saved states
   machine: sharding.Machine = sharding.Machine()  # what the hardware wants
@@ -31,12 +32,13 @@ def run(cfg: Config, out: str) -> dict:
   """Trains, leaves the model in the folder `out`, returns accuracy and a length-only baseline."""
   machine, mesh = sharding.start(cfg.machine)
   trunk, params, tokenizer = checkpoint.load_model(cfg.init, machine, mesh)
-  model = scalar.make(trunk)
+  learner, trunk, params = lora_lib.adapt(cfg.lora, trunk, params, cfg.seed, mesh)
+  learner, model = scalar.make(learner), scalar.make(trunk)
   head = scalar.add_head({}, trunk.config.D)
   params = {**params, **jax.device_put(head, sharding.replicated(mesh))}
   train, test, long = split(cfg, tokenizer)
   steps = max(1, cfg.epochs * len(train) // cfg.batch)
-  update, tx, micro = make_update(cfg, model, machine, mesh, steps)
+  update, tx, micro = make_update(cfg, learner, machine, mesh, steps)
   learning_rate = optim.learning_rate(cfg.optimizer, steps)
   T = max(len(ids) for texts, _ in train for ids in texts)
 
@@ -63,7 +65,7 @@ def run(cfg: Config, out: str) -> dict:
     log.close()
   score = scoring.make_score(model, machine, mesh)
   params = standardise(cfg, score, state.params, train)
-  checkpoint.save_model(out, model, params, tokenizer)
+  checkpoint.save_model(out, model, lora_lib.merge(cfg.lora, params), tokenizer)
   return dict(assess(score, params, train, test), left_out=long)
 
 

@@ -46,8 +46,7 @@ def run(cfg: Config, out: str) -> dict:
   check(cfg)
   machine, mesh = sharding.start(cfg.machine)
   model, params, tokenizer = checkpoint.load_model(cfg.init, machine, mesh)
-  learner, model, params = lora_lib.adapt(cfg.lora, model, params, seeds.key(cfg.seed, 'lora'),
-                                          mesh)
+  learner, model, params = lora_lib.adapt(cfg.lora, model, params, cfg.seed, mesh)
   problem = make_stream(cfg, tokenizer)
   terms = rewards.load(cfg.rewards, machine, mesh, tokenizer)
   sampler = rollout.make_sampler(model, tokenizer, cfg.sampling, cfg.group, cfg.max_prompt_tokens,

@@ -9,6 +9,7 @@ from r1jax import checkpoint, evals, losses, metrics, model as model_lib, optim,
 from r1jax import rewards as rewards_lib
 from r1jax import seeds, sharding
 from r1jax import tokenizer as tokenizer_lib
+from r1jax.model import lora as lora_lib
 from r1jax.types import Document, Reward, Rows, UserError
 
 
@@ -27,6 +28,7 @@ class Config:
   row_tokens: int = 256  # a longer document is cut
   max_prompt_tokens: int = 64  # of the evaluation
   optimizer: optim.Optimizer = optim.Optimizer(lr=1e-3, schedule=optim.cosine, warmup_steps=50)
+  lora: lora_lib.LoRA | None = None  # None: all parameters learn
   seed: int = 0  # of parameters and order
   save_every: int = 500  # updates between saved states
   machine: sharding.Machine = sharding.Machine()  # what the hardware wants
@@ -39,11 +41,12 @@ def run(cfg: Config, out: str) -> dict:
   if not documents or min(cfg.steps, cfg.batch, cfg.save_every) < 1:
     raise UserError('there must be documents, and steps, batch and save_every of at least 1')
   model, params, tokenizer = start(cfg, documents, machine, mesh)
+  learner, model, params = lora_lib.adapt(cfg.lora, model, params, cfg.seed, mesh)
   rows = packing.pack([encode(tokenizer, d, cfg.row_tokens) for d in documents], cfg.row_tokens)
   if cfg.epochs:
     steps = max(1, cfg.epochs * len(rows.tokens_BT) // cfg.batch)
     cfg = dataclasses.replace(cfg, steps=steps, epochs=0)
-  update, tx, micro = make_update(cfg, model, machine, mesh)
+  update, tx, micro = make_update(cfg, learner, machine, mesh)
   learning_rate = optim.learning_rate(cfg.optimizer, cfg.steps)
   evaluate = cfg.evaluation and evals.make_evaluate(
       cfg.evaluation, rewards_lib.load(cfg.rewards, machine, mesh, tokenizer), model, tokenizer,
@@ -76,7 +79,7 @@ def run(cfg: Config, out: str) -> dict:
   finally:
     states.close()
     log.close()
-  checkpoint.save_model(out, model, state.params, tokenizer)
+  checkpoint.save_model(out, model, lora_lib.merge(cfg.lora, state.params), tokenizer)
   return {name.removeprefix('eval/'): value for name, value in result.items()}
 
 
@@ -93,6 +96,8 @@ def start(cfg, documents, machine, mesh):
   if bool(cfg.init) == bool(cfg.scratch) or bool(cfg.scratch) != bool(cfg.tokenizer):
     raise UserError('give either init, the model to start from, or scratch and tokenizer, to start '
                     'from nothing')
+  if cfg.scratch and cfg.lora:
+    raise UserError('lora adapts a model that has learnt something: give init, not scratch')
   if cfg.init:
     return checkpoint.load_model(cfg.init, machine, mesh)
   tokenizer = cfg.tokenizer([d.prompt + d.response for d in documents], cfg.scratch.V)

@@ -11,7 +11,7 @@ IFEVAL = datasets.Set(
     'Apache-2.0', 2023, columns=dict(id=str, prompt=str, instruction_id_list=list, kwargs=object),
     text='prompt')  # yapf: disable
 SETS = (IFEVAL,)
-REWARD = Reward('accuracy', instructions.check)
+REWARD = Reward('accuracy', instructions.check, view=prompts.summary)
 
 
 def load(split: str, template: str = prompts.R1) -> list[Problem]:
