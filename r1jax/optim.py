@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from r1jax import sharding
-from r1jax.model import lora
+from r1jax.model import lora, moe
 from r1jax.types import TrainState
 
 
@@ -36,6 +36,7 @@ class Optimizer:
   eps: float = 1e-8
   weight_decay: float = 0.0  # on matrices only
   clip_norm: float = 1.0  # of the whole gradient
+  balance: float = 0.0  # step of experts' selection biases (model/moe.py); DeepSeek-V3: 0.001
 
 
 def learning_rate(optimizer: Optimizer, steps: int) -> Callable:
@@ -49,13 +50,30 @@ def learning_rate(optimizer: Optimizer, steps: int) -> Callable:
 
 
 def chain(optimizer: Optimizer, steps: int) -> optax.GradientTransformation:
-  """Clip, Adam, decoupled weight decay, learning rate."""
-  return optax.chain(
+  """Clip, Adam, decoupled weight decay, learning rate; and for selection biases, moe.balance."""
+  adam = optax.chain(
       optax.clip_by_global_norm(optimizer.clip_norm),
       optax.scale_by_adam(optimizer.b1, optimizer.b2, optimizer.eps),
       optax.add_decayed_weights(optimizer.weight_decay, _is_matrix),
       optax.scale_by_learning_rate(learning_rate(optimizer, steps)),
   )
+
+  def update(grads, state, params=None):
+    changes, state = adam.update(without_loads(grads), state, params)
+    pick = lambda path, load, x: moe.balance(load, optimizer.balance) if _is_load(path) else x
+    return jax.tree.map_with_path(pick, grads, changes), state
+
+  return optax.GradientTransformation(adam.init, update)
+
+
+def without_loads(grads):
+  """Gradients with 0 for what is none: an expert's load, in the place of its selection bias."""
+  pick = lambda path, x: jnp.zeros_like(x) if _is_load(path) else x
+  return jax.tree.map_with_path(pick, grads)
+
+
+def _is_load(path):
+  return path[-1].key == 'router_bias'
 
 
 def _is_matrix(params):
@@ -120,7 +138,7 @@ def make_update(loss_fn, model, tx, mesh, micro):
 
   def update(state, batch):
     grads, sums, loss_by_row = accumulate(state.params, batch)
-    norm, total = optax.tree.norm(grads), loss_by_row.sum()
+    norm, total = optax.tree.norm(without_loads(grads)), loss_by_row.sum()
     finite = jnp.isfinite(norm) & jnp.isfinite(total)
     learnt = lora.learnt(state.params)
     changes, opt = tx.update(grads, state.opt, learnt)

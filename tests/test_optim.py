@@ -9,7 +9,7 @@ import pytest
 
 from r1jax import grpo, optim, packing, rollout, sharding
 from r1jax import losses as losses_lib
-from r1jax.model import head_norm
+from r1jax.model import head_norm, moe
 from r1jax.optim import Optimizer
 from r1jax.sharding import Machine
 from r1jax.stages import rl, sft
@@ -75,6 +75,19 @@ def test_norms_and_biases_do_not_decay(tiny):
   decayed = {k for k, x in {**changes, **layers}.items() if jnp.abs(x).max() > 0}
   assert decayed == {'embed', 'head', 'qkv', 'o', 'gate_up', 'down'}
   close(layers['o'], -0.25 * params['layers']['o'], rtol=1e-6)
+
+
+def test_selection_biases_follow_their_load_and_nothing_else_feels_it(tiny):
+  experts = moe.MoE(E=4, I=8, top=2, bias=True, score=moe.sigmoid)
+  model, params = tiny(moe=experts)
+  grads = jax.tree.map(lambda x: jnp.full_like(x, 1e-3), params)
+  load = jnp.array([[8.0, 0, 4, 4], [3, 3, 5, 1]])
+  grads['layers']['router_bias'] = load
+  tx = optim.chain(Optimizer(lr=0.1, balance=0.001, clip_norm=1e9), 10)
+  changes, _ = jax.jit(tx.update)(grads, tx.init(params), params)
+  close(changes['layers']['router_bias'], [[-1e-3, 1e-3, 0, 0], [0, 0, -1e-3, 1e-3]])
+  close(changes['layers']['router'], -0.1, rtol=1e-3)
+  assert optax.tree.norm(optim.without_loads(grads)) < 1 < optax.tree.norm(grads)
 
 
 # -- updates ---------------------------------------------------------------------------------------
