@@ -42,6 +42,7 @@ class Config:
   """How a model is evaluated: as the benchmark says (k, max_tokens) and the paper does."""
   tasks: str  # names with commas between; also FILE.py:NAME, and folder:FOLDER with test.jsonl
   out: str = ''  # folder of the results; runs/eval/ and the model's name unless given
+  split: str = ''  # of the problems, in place of the benchmark's own
   template: str = 'auto'  # r1, r1-zero, short, plain; auto: the model's own, r1 where it has none
   k: int | None = None  # samples a problem
   max_tokens: int | None = None  # of a completion
@@ -161,7 +162,8 @@ def prepare(name: str, cfg: Config, template: str, out, context: int, tokenizer)
   and where no problem is left.
   """
   benchmark, most = find(name), cfg.max_prompt_tokens or context // 2
-  problems = dict(enumerate(benchmark.problems(benchmark.split, template=template)[:cfg.limit]))
+  problems = benchmark.problems(cfg.split or benchmark.split, template=template)
+  problems = dict(enumerate(problems[:cfg.limit]))
   lengths = {n: len(tokenizer.encode(problem.prompt)) for n, problem in problems.items()}
   short = {n: problem for n, problem in problems.items() if lengths[n] <= most}
   longest, skipped = max(lengths[n] for n in short or lengths), len(problems) - len(short)

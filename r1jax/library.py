@@ -5,18 +5,15 @@ JSON-lines file will do as well.
 """
 import argparse
 import importlib
+import itertools
 import json
 import pathlib
 import pkgutil
 from typing import NamedTuple
 
-import numpy as np
-
-from r1jax import benchmark, checkpoint, datasets, metrics, overlap, prompts, rewards, rollout
-from r1jax import sample, seeds, sharding, tasks
+from r1jax import benchmark, datasets, metrics, overlap, tasks
 from r1jax.types import UserError
 
-ALLOWED_ERRORS = 0.05  # share of verdicts that may fail for other reasons than time
 ASKING = ('question', 'problem', 'prompt', 'instruction')  # fields of a file that may hold its text
 
 
@@ -136,89 +133,43 @@ def clean(args):
 
 def filter_rows(args):
   """keep the problems that a model solves sometimes"""
-  if not 0 <= args.low <= args.high <= 1 or args.k < 1:
+  if not 0 <= args.low <= args.high <= 1:
     raise UserError(f'--low {args.low} and --high {args.high} are shares, the first no larger than '
-                    f'the second, and --k {args.k} is at least 1')
+                    'the second')
   out = pathlib.Path(args.out)
-  graded = out.with_suffix('.graded.jsonl')
-  rows = grade(args, graded)
+  graded = out.with_suffix('.graded')
+  asked = benchmark.Config(args.name, str(graded), args.split, args.template, args.k,
+                           args.max_tokens, args.temperature, args.top_p, args.limit,
+                           skip_long=True, seed=args.seed)  # yapf: disable
+  name, = benchmark.run(args.model, asked, {})
+  samples = metrics.read(graded / name / 'completions.jsonl')
+  problems = benchmark.find(args.name).problems(args.split, template='{question}')
+  rows = [
+      rated(problems[number], [row['score']
+                               for row in group])
+      for number, group in itertools.groupby(samples, lambda row: row['number'])
+  ]
   kept = [row for row in rows if args.low <= row['pass_rate'] <= args.high]
   metrics.write_aside(out, ''.join(map(metrics.to_json, kept)))
   easy = sum(row['pass_rate'] > args.high for row in rows)
   print(f'wrote {out}: {len(kept)} of {len(rows)} problems, solved in {args.low} to {args.high} of '
         f'{args.k} samples; {easy} were too easy, {len(rows) - len(kept) - easy} too hard; '
-        f'{sum(row["errors"] for row in rows)} verdicts failed and counted as wrong')
+        f'{sum(bool(row["error"]) for row in samples)} verdicts failed and counted as wrong')
 
 
-def grade(args, graded) -> list[dict]:
-  """A row for each problem with its pass rate over k samples, the same for the same seed.
-
-  They are appended to the file `graded` as they come, after a row with the settings, and one that
-  is there already is not asked again; UserError where it was made with other settings.
-  """
-  machine, mesh = sharding.start(sharding.Machine())
-  model, params, tokenizer = checkpoint.load_model(args.model, machine, mesh)
-  task = benchmark.find(args.name)
-  template = benchmark.find_template(args.template, args.model)
-  problems = task.problems(args.split, template=template)[:args.limit]
-  lengths = [len(tokenizer.encode(problem.prompt)) for problem in problems]
-  longest = max((x for x in lengths if x <= model.config.max_tokens // 2), default=0)
-  if not longest:
-    raise UserError(f'no prompt of {args.name} leaves half of the model\'s context, which is '
-                    f'{model.config.max_tokens} tokens, for an answer')
-  if max(lengths) > longest:
-    print(f'{sum(x > longest for x in lengths)} of {len(lengths)} prompts are left out: they take '
-          'more than half of the model\'s context')
-  problems = [problem for problem, x in zip(problems, lengths) if x <= longest]
-  budget = min(args.max_tokens or task.max_tokens, model.config.max_tokens - longest)
-  settings = dict(name=args.name, split=args.split, template=template, k=args.k, seed=args.seed,
-                  max_tokens=budget, temperature=args.temperature, top_p=args.top_p,
-                  model=checkpoint.hash_tree(params))
-  first, *rows = metrics.read(graded) or [settings]
-  changed = [name for name in settings if first.get(name) != settings[name]]
-  if changed:
-    raise UserError(f'{graded} was made with other settings: {changed[0]} was '
-                    f'{first.get(changed[0])!r:.80} and is now {settings[changed[0]]!r:.80}; keep '
-                    'them, or give another file with --out')
-  metrics.write_aside(graded, ''.join(map(metrics.to_json, [first, *rows])))
-  reward, = rewards.load([task.reward], machine, mesh, tokenizer)
-  if template.rstrip().endswith('<think>'):
-    see = reward.view or prompts.whole
-    reward = reward._replace(view=lambda text: see(prompts.opened(text)))
-  cfg = sample.Sampling(budget, args.temperature, args.top_p)
-  sampler = rollout.make_sampler(model, tokenizer, cfg, args.k, longest, machine, mesh,
-                                 len(problems))
-  key = seeds.key(args.seed, f'filter {args.name}')
-  parts = [range(i, min(i + sampler.rows, len(problems)))
-           for i in range(len(rows), len(problems), sampler.rows)]  # yapf: disable
-  ask = lambda part: rollout.dispatch(sampler, params, key, part, [problems[n] for n in part])
-  with open(graded, 'a', encoding='utf-8') as file:
-    for part, calls in benchmark.one_ahead((part, ask(part)) for part in parts):
-      found = rollout.collect(sampler, calls, [reward])
-      rows += map(rated, found.problems, found.scores[reward.name], found.errors)
-      rewards.check_errors(found.errors, args.k * len(part), ALLOWED_ERRORS, 1.0)
-      file.write(''.join(map(metrics.to_json, rows[part.start:])))
-      file.flush()
-      print(
-          f'{args.name}  problem {len(rows)} of {len(problems)}: right '
-          f'{np.mean([row["pass_rate"] for row in rows]):.3f}', flush=True)
-  return rows
-
-
-def rated(problem, scores_G, errors) -> dict:
+def rated(problem, scores) -> dict:
   """A problem with its pass rate, as tasks/lines.py reads it. The question is bare: what the task
   asks beside it is to be in the template, as prompts.R1.replace('{question}', datasets.BOXED)."""
   language = dict(language=problem.language) if problem.language else {}
   return dict(id=problem.id, question=problem.question or problem.prompt, answer=problem.answer,
-              kind=problem.kind, **language, pass_rate=float(np.mean(scores_G)),
-              errors=len(errors))  # yapf: disable
+              kind=problem.kind, **language, pass_rate=sum(scores) / len(scores))
 
 
 # -- the command -----------------------------------------------------------------------------------
 
 
 def main(argv):
-  """Lists, prepares, shows, filters and decontaminates data sets."""
+  """The command `r1jax data`."""
   parser = argparse.ArgumentParser(prog='r1jax data')
   commands = parser.add_subparsers(required=True, metavar='COMMAND')
 
@@ -248,7 +199,7 @@ def main(argv):
   add('name', metavar='NAME', help='a benchmark, as `r1jax eval --tasks` knows it')
   add('--model', required=True, help='a run folder or a Hugging Face folder')
   add('--out', required=True,
-      help='the file to write; every problem\'s rate is in FILE.graded.jsonl')
+      help='the file to write; every completion is in the folder FILE.graded')
   add('--split', default='train')
   add('--k', type=int, default=8, help='samples a problem')
   add('--low', type=float, default=0.1, help='the least share of right samples that is kept')

@@ -305,6 +305,12 @@ def export(argv):
   print(f'wrote {args.folder}')
 
 
+def data(argv):
+  """Lists, prepares, shows, filters and decontaminates data sets."""
+  use_compilation_cache()
+  library.main(argv)
+
+
 def report(argv):
   """Writes a run's figures, tables and samples as one HTML page."""
   parser = argparse.ArgumentParser(prog='r1jax report')
@@ -313,7 +319,7 @@ def report(argv):
 
 
 COMMANDS = dict(run=run, eval=evaluate, sample=sample_text, samples=samples, report=report,
-                fingerprint=fingerprint, export=export, data=library.main)
+                fingerprint=fingerprint, export=export, data=data)
 
 CONTINUES = dict(run='; the same command continues from the last saved state',
                  eval='; with --tasks, the same command continues from the last graded problems')
