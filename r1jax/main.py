@@ -339,6 +339,9 @@ def main(argv=None) -> int:
   except UserError as error:
     print(f'r1jax: {error}', file=sys.stderr)
     return 2
+  except BrokenPipeError:  # as `r1jax data list | head` ends; nothing more can be said there
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
   except KeyboardInterrupt:
     print(f'r1jax: interrupted{CONTINUES.get(argv[0], "")}', file=sys.stderr)
     return 130

@@ -1,10 +1,8 @@
 """The paper's experiments: their numbers, their chain of models, and each step in its full size.
 
-Nothing is compiled and no weight is made: jax traces every stage's own step with abstract arrays,
-so that what cannot be a step of that size shows here. DeepSeek-V3's own architecture (latent
-attention, experts) is not in r1jax yet: a dense model of its width, depth and vocabulary stands in
-for it, and until it is there experiments/r1 cannot run. The students are those of their public
-config.json.
+Nothing is compiled and no weight is made: jax traces every stage's own step with abstract arrays of
+the published architectures (model/presets.py), DeepSeek-V3's 671 billion parameters among them, so
+that what cannot be a step of that size shows here.
 """
 import dataclasses
 from functools import partial
@@ -19,7 +17,7 @@ import numpy as np
 import pytest
 
 from r1jax import grpo, losses, main, model as model_lib, optim, prompts, rewards, rollout, sharding
-from r1jax.model import hf_config, scalar
+from r1jax.model import presets, scalar
 from r1jax.stages import evaluate, generate, reward_model, rl, sft
 from r1jax.tasks import lines
 from r1jax.types import Completion, Document, Judged, Problem, Rollout, TrainState, UserError
@@ -389,7 +387,7 @@ def test_missing_and_empty_files(tmp_path):
 
 # -- the experiments that are run here -------------------------------------------------------------
 
-SMALL = sorted(path for name in ('tiny', 'ablations', 'stories')
+SMALL = sorted(path for name in ('tiny', 'ablations', 'stories', 'gsm8k')
                for path in (ROOT / 'experiments' / name).glob('*.py'))  # yapf: disable
 
 
@@ -420,41 +418,11 @@ def test_a_stage_is_the_same_run_or_imported():
 
 # -- every step, by shape --------------------------------------------------------------------------
 
-QWEN = dict(model_type='qwen2', hidden_act='silu', vocab_size=152064, rms_norm_eps=1e-5,
-            tie_word_embeddings=False, rope_theta=1e6, max_position_embeddings=131072,
-            num_key_value_heads=8, hidden_size=5120, num_attention_heads=40,
-            use_sliding_window=False, sliding_window=131072)  # yapf: disable
-QWEN_MATH = {**QWEN, 'rope_theta': 10000.0, 'rms_norm_eps': 1e-6, 'max_position_embeddings': 4096,
-             'num_hidden_layers': 28, 'sliding_window': 4096}  # yapf: disable
-ROPE = dict(rope_type='llama3', factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
-            original_max_position_embeddings=8192)  # yapf: disable
-LLAMA = dict(model_type='llama', hidden_act='silu', vocab_size=128256, rms_norm_eps=1e-5,
-             tie_word_embeddings=False, rope_theta=500000.0, max_position_embeddings=131072,
-             num_key_value_heads=8, attention_bias=False, mlp_bias=False, pretraining_tp=1,
-             rope_scaling=ROPE)  # yapf: disable
-PUBLIC = {  # name -> what matters of the published config.json, and the published parameters
-    'Qwen2.5-Math-1.5B': (dict(QWEN_MATH, hidden_size=1536, intermediate_size=8960,
-                               num_attention_heads=12, num_key_value_heads=2, vocab_size=151936,
-                               tie_word_embeddings=True), 1_543_714_304),
-    'Qwen2.5-Math-7B': (dict(QWEN_MATH, hidden_size=3584, intermediate_size=18944,
-                             num_attention_heads=28, num_key_value_heads=4), 7_615_616_512),
-    'Qwen2.5-14B': (dict(QWEN, intermediate_size=13824, num_hidden_layers=48), 14_770_033_664),
-    'Qwen2.5-32B': (dict(QWEN, intermediate_size=27648, num_hidden_layers=64), 32_763_876_352),
-    'Llama-3.1-8B': (dict(LLAMA, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
-                          num_attention_heads=32), 8_030_261_248),
-    'Llama-3.3-70B-Instruct': (dict(LLAMA, hidden_size=8192, intermediate_size=28672,
-                                    num_hidden_layers=80, num_attention_heads=64), 70_553_706_496),
-}  # yapf: disable
-# Not DeepSeek-V3, which has latent attention and 256 experts: its width, depth, vocabulary, context
-# and dense ffn.
-STAND_IN = model_lib.Config(V=129_280, L=61, D=7168, H=56, K=8, W=128, F=18_432, tied=False,
-                            max_tokens=163_840)
-
-
-def public(name, folder):
-  """The architecture of a published model, read as a user's copy of its config.json is."""
-  (folder / 'config.json').write_text(json.dumps(PUBLIC[name][0]))
-  return hf_config.read_config(folder)
+MODELS = {
+    'DeepSeek-V3-Base': presets.DEEPSEEK_V3, 'Qwen2.5-Math-1.5B': presets.QWEN_2_5_MATH_1_5B,
+    'Qwen2.5-Math-7B': presets.QWEN_2_5_MATH_7B, 'Qwen2.5-14B': presets.QWEN_2_5_14B,
+    'Qwen2.5-32B': presets.QWEN_2_5_32B, 'Llama-3.1-8B': presets.LLAMA_3_1_8B,
+    'Llama-3.3-70B-Instruct': presets.LLAMA_3_3_70B}  # yapf: disable
 
 
 def base_of(name):
@@ -464,20 +432,10 @@ def base_of(name):
   return init if init.startswith('models/') else base_of(init.removeprefix('runs/'))
 
 
-def architecture(name, folder):
+def architecture(name):
   """A stage's architecture; a context that is too short is raised, as the students' files say."""
-  base = base_of(name)
-  if base == V3:
-    return STAND_IN
-  cfg = public(base.removeprefix('models/'), folder)
-  return dataclasses.replace(cfg, max_tokens=131_072)
-
-
-@pytest.mark.parametrize('name', PUBLIC)
-def test_students_have_their_published_size(name, tmp_path):
-  model = model_lib.make(public(name, tmp_path), sharding.Machine(unroll=False, remat=True))
-  shapes = jax.eval_shape(model.init, jax.random.key(0))
-  assert sum(x.size for x in jax.tree.leaves(shapes)) == PUBLIC[name][1]
+  cfg = MODELS[base_of(name).removeprefix('models/')]
+  return dataclasses.replace(cfg, max_tokens=max(cfg.max_tokens, 131_072))
 
 
 def test_each_base_leads_to_its_models():
@@ -575,8 +533,8 @@ TRACE = {rl.run: trace_rl, sft.run: trace_sft, generate.run: trace_generate,
 
 
 @pytest.mark.parametrize('name', STAGES)
-def test_every_step_can_be_traced_in_full_size(name, tmp_path):
-  stage, cfg = STAGES[name], architecture(name, tmp_path)
+def test_every_step_can_be_traced_in_full_size(name):
+  stage, cfg = STAGES[name], architecture(name)
   own = stage.config.machine
   filled = {k: v for k, v in sharding.DEFAULTS['gpu'].items() if getattr(own, k) is None}
   here = dataclasses.replace(own, **filled, data=1, fsdp=1, tensor=1)
@@ -587,9 +545,9 @@ def test_every_step_can_be_traced_in_full_size(name, tmp_path):
   jax.tree.map(lambda x, letters: sharding.spec(letters, x.shape, cut), shapes, model.axes())
 
 
-def test_a_short_context_is_refused(tmp_path):
+def test_a_short_context_is_refused():
   """What the students' files say of Qwen2.5-Math."""
-  stage, cfg = STAGES['distill/qwen_7b'], public('Qwen2.5-Math-7B', tmp_path)
+  stage, cfg = STAGES['distill/qwen_7b'], presets.QWEN_2_5_MATH_7B
   machine = sharding.Machine(data=1, sample_rows=64, pieces=4)
   with pytest.raises(UserError, match='exceed the model\'s context of 4096'):
     trace_evaluation(stage.config, stage.config.evaluation, model_lib.make(cfg), machine, None)

@@ -1,9 +1,8 @@
 """Weights of a Hugging Face folder (safetensors), to and from our parameters.
 
-ENDS and LAYER say which tensor of the file holds which of our weights. Loading and saving both
-follow them. config.json is hf_config's.
+TENSORS says which tensors of the file hold which of our weights. Loading and saving both follow it.
+config.json is hf_config's, the files are hf_files'.
 """
-import contextlib
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -11,207 +10,249 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-from safetensors.numpy import save_file
 
-from r1jax.model import Config, make
-from r1jax.model.hf_config import read_config, read_json, write_config, write_json
+from r1jax.model import Config, hf_files, make
+from r1jax.model.hf_config import read_config, write_config
+from r1jax.model.transformer import size
 from r1jax.types import UserError
 
 __all__ = ['load_params', 'read_config', 'save_params', 'write_config']
 
-WEIGHTS, INDEX = 'model.safetensors', 'model.safetensors.index.json'
-
-# Our weight -> axes of the file's tensor, and its name. Letters that stand together are one axis
-# there. Several tensors follow one another along N or U; each but the first fills one slot of it.
-JOINED = 'NU'
-ENDS = {
+# Our weight -> axes of the file's tensor, and its names. Letters that stand together are one axis
+# there; * stands for the letters that are not named. With several names, they follow one another
+# along N or U, each but the first filling one slot; with {e}, each expert has its own.
+TENSORS = {
     'embed': ('V D', 'model.embed_tokens.weight'),
-    'final_norm': ('D', 'model.norm.weight'),
+    'final_norm': ('*', 'model.norm.weight'),
     'head': ('V D', 'lm_head.weight'),
-}
-LAYER = {
-    'attn_norm': ('D', 'input_layernorm.weight'),
-    'qkv':
-        ('KNW D', 'self_attn.q_proj.weight', 'self_attn.k_proj.weight', 'self_attn.v_proj.weight'),
-    'qkv_bias': ('KNW', 'self_attn.q_proj.bias', 'self_attn.k_proj.bias', 'self_attn.v_proj.bias'),
-    'q_norm': ('W', 'self_attn.q_norm.weight'),
-    'k_norm': ('W', 'self_attn.k_norm.weight'),
-    'o': ('D KRW', 'self_attn.o_proj.weight'),
-    'ffn_norm': ('D', 'post_attention_layernorm.weight'),
+    'attn_norm': ('*', 'input_layernorm.weight'),
+    'qkv': ('KNW D', 'self_attn.q_proj.weight', 'self_attn.k_proj.weight',
+            'self_attn.v_proj.weight'),
+    'qkv_bias': ('*', 'self_attn.q_proj.bias', 'self_attn.k_proj.bias', 'self_attn.v_proj.bias'),
+    'q_norm': ('*', 'self_attn.q_norm.weight'),
+    'k_norm': ('*', 'self_attn.k_norm.weight'),
+    'o': ('D *', 'self_attn.o_proj.weight'),
+    'attn_post_norm': ('*', 'post_attention_layernorm.weight'),
+    'ffn_norm': ('*', 'post_attention_layernorm.weight'),
     'gate_up': ('FU D', 'mlp.gate_proj.weight', 'mlp.up_proj.weight'),
     'down': ('D F', 'mlp.down_proj.weight'),
-}
+    'ffn_post_norm': ('*', 'post_feedforward_layernorm.weight'),
+    'q': ('HW D', 'self_attn.q_proj.weight'),
+    'q_down': ('Q D', 'self_attn.q_a_proj.weight'),
+    'q_down_norm': ('*', 'self_attn.q_a_layernorm.weight'),
+    'q_up': ('HW Q', 'self_attn.q_b_proj.weight'),
+    'kv_down': ('X D', 'self_attn.kv_a_proj_with_mqa.weight'),
+    'kv_down_norm': ('*', 'self_attn.kv_a_layernorm.weight'),
+    'kv_up': ('HY Z', 'self_attn.kv_b_proj.weight'),
+    'router': ('E D', 'mlp.gate.weight'),
+    'router_bias': ('*', 'mlp.gate.e_score_correction_bias'),
+    'experts_gate_up': ('IU D', 'mlp.experts.{e}.gate_proj.weight',
+                        'mlp.experts.{e}.up_proj.weight'),
+    'experts_down': ('D I', 'mlp.experts.{e}.down_proj.weight'),
+    'shared_gate_up': ('MU D', 'mlp.shared_experts.gate_proj.weight',
+                       'mlp.shared_experts.up_proj.weight'),
+    'shared_down': ('D M', 'mlp.shared_experts.down_proj.weight'),
+    'embed_norm': ('*', 'enorm.weight'),  # from here on of the layers for further tokens
+    'hidden_norm': ('*', 'hnorm.weight'),
+    'project': ('d UD', 'eh_proj.weight'),
+    'head_norm': ('*', 'shared_head.norm.weight'),
+}  # yapf: disable
+BOTH_NORMS = {'ffn_norm': ('*', 'pre_feedforward_layernorm.weight')}  # before and after (Gemma)
+COPIES = {'embed_tokens.weight': 'embed', 'shared_head.head.weight': 'head'}  # likewise, not ours
+JOINED = 'NU'
+FLOAT32 = ('router_bias',)  # whatever the dtype of the others: it moves by 0.001 an update
+FP8_BLOCK = 128
 
 
-def load_params(folder, cfg: Config, shardings=None):
-  """The parameters of `cfg`, float32, from folder/model.safetensors or the files of its index.
+def load_params(folder, cfg: Config, shardings=None, dtype='float32'):
+  """The parameters of `cfg` from folder/model.safetensors or the files of its index.
 
   `shardings` is a tree like the parameters (None: all on the default device). Each device reads
-  its own piece of each weight, so the host never holds the whole model. Raises UserError naming
-  the first tensor that is missing, unexpected, of another shape or not of floating point.
+  its own piece of each weight, so the host never holds the whole model. Float8 weights are
+  multiplied by the scales of their blocks. Raises UserError naming the first tensor that is
+  missing, unexpected, of another shape or of a dtype that is not read.
   """
   axes = make(cfg).axes()
   if shardings is None:
     shardings = jax.tree.map(lambda _: jnp.zeros(()).sharding, axes)
-  with contextlib.ExitStack() as stack:
-    stored = _open(Path(folder), stack)
-    _check(Path(folder), cfg, axes, stored)
+  stored = hf_files.open_tensors(folder)
+  ours = _tensors(cfg, axes)
+  _check(folder, cfg, ours, stored)
 
-    def load(path, letters, sharding):
-      name = path[-1].key
-      shape = tuple(getattr(cfg, letter) for letter in letters)
+  def load(path, letters, sharding):
+    names = tuple(key.key for key in path)
+    tensors, layers = ours[names], len({tensor.layer for tensor in ours[names]})
+    kept = np.float32 if names[-1] in FLOAT32 else jnp.dtype(dtype)
+    shape = [layers if x == 'L' else size(cfg, x) for x in letters]
 
-      def piece(index):
-        box = {x: range(size)[cut] for x, size, cut in zip(letters, shape, index)}
-        out = np.empty([len(r) for r in box.values()], np.float32)
-        for layer, block in zip(box['L'], out) if 'L' in box else [(None, out)]:
-          tensors = _tensors(cfg, name, letters.replace('L', ''), layer)
-          block[...] = _read(tensors, stored, box)
-        return out
+    def piece(index):
+      box = {x: range(n)[cut] for x, n, cut in zip(letters, shape, index)}
+      out = np.empty([len(r) for r in box.values()], kept)
+      for tensor in tensors:
+        _read(tensor, stored, box, out)
+      return out
 
-      return jax.make_array_from_callback(shape, sharding, piece)
+    return jax.make_array_from_callback(tuple(shape), sharding, piece)
 
-    return jax.tree.map_with_path(load, axes, shardings)
+  return jax.tree.map_with_path(load, axes, shardings)
 
 
-def save_params(folder, cfg: Config, params, max_shard_bytes: float = 5e9):
+def save_params(folder, cfg: Config, params, max_shard_bytes: float = 5e9, dtype='float32'):
   """Writes the parameters as transformers reads them: the exact inverse of load_params.
 
-  One file, or several and their index where the tensors exceed `max_shard_bytes`; a shard at a time
-  is on the host. All are written aside and renamed when complete, the index last, so that a folder
-  never reads as a model that it is not. Every weight must be addressable by this process.
+  One file, or several and their index where the tensors exceed `max_shard_bytes`. `dtype` is that
+  of the files, float32 or bfloat16. Every weight must be addressable by this process.
   """
-  folder = Path(folder)
+  folder, dtype = Path(folder), jnp.dtype(dtype)
   folder.mkdir(parents=True, exist_ok=True)
+  tensors = {tensor.name: (names, tensor)
+             for names, all_of in _tensors(cfg, make(cfg).axes()).items()
+             for tensor in all_of}  # yapf: disable
+  for layer in range(cfg.L, cfg.L + cfg.mtp):
+    for name, source in COPIES.items():
+      source = source if source in params else 'embed'  # which is also the head, where it is tied
+      copied, = _of_weight(cfg, source, 'VD', '', None)
+      tensors[f'model.layers.{layer}.{name}'] = (source,), copied
+
+  def value(name):
+    names, tensor = tensors[name]
+    weight = params
+    for key in names:
+      weight = weight[key]
+    kept = np.float32 if names[-1] in FLOAT32 else dtype
+    return _value(tensor, weight).astype(kept)
+
   shards, filled = [[]], 0
-  for tensor in _all_tensors(cfg, make(cfg).axes()):
-    size = 4 * math.prod(tensor.shape)
-    if shards[-1] and filled + size > max_shard_bytes:
+  for name, (_, tensor) in tensors.items():
+    nbytes = dtype.itemsize * math.prod(tensor.shape)
+    if shards[-1] and filled + nbytes > max_shard_bytes:
       shards, filled = [*shards, []], 0
-    shards[-1].append(tensor)
-    filled += size
-  n = len(shards)
-  files = [f'model-{i + 1:05}-of-{n:05}.safetensors' for i in range(n)] if n > 1 else [WEIGHTS]
-  for file, shard in zip(files, shards):
-    values = {tensor.name: _value(tensor, params) for tensor in shard}
-    save_file(values, folder / f'{file}.part', metadata={'format': 'pt'})
-  for old in (folder / WEIGHTS, folder / INDEX, *folder.glob('model-*-of-*.safetensors')):
-    old.unlink(missing_ok=True)
-  for file in files:
-    (folder / f'{file}.part').replace(folder / file)
-  if n > 1:
-    total = sum(4 * math.prod(tensor.shape) for shard in shards for tensor in shard)
-    where = {tensor.name: file for file, shard in zip(files, shards) for tensor in shard}
-    write_json(folder / INDEX, {'metadata': {'total_size': total}, 'weight_map': where})
+    shards[-1].append(name)
+    filled += nbytes
+  hf_files.save_tensors(folder, shards, value)
 
 
 class _Tensor(NamedTuple):
   """A tensor of the file, and which part of one of our weights it is."""
   name: str
-  ours: str
-  layer: int | None
-  letters: str  # axes of our weight in one layer
+  layer: int | None  # along the weight's axis L
   groups: list[str]  # axes of the tensor: the letters of each
-  sizes: dict[str, int]  # of each letter; of N and U, the slots that this tensor fills
-  start: int  # its first slot
+  box: dict[str, range]  # of each letter of our weight but L, in its order: what the tensor fills
 
   @property
   def shape(self):
-    return tuple(math.prod(self.sizes[x] for x in letters) for letters in self.groups)
+    return tuple(math.prod(len(self.box[x]) for x in letters) for letters in self.groups)
 
 
-def _tensors(cfg, ours, letters, layer):
-  """The tensors that make up one of our weights, in their order along N or U."""
-  groups, *names = ENDS[ours] if layer is None else LAYER[ours]
-  prefix = '' if layer is None else f'model.layers.{layer}.'
-  joined = _joined(letters)
-  first = getattr(cfg, joined) - len(names) + 1 if joined else 1
-  out, start = [], 0
-  for i, name in enumerate(names):
-    slots = 1 if i else first
-    sizes = {x: slots if x in JOINED else getattr(cfg, x) for x in letters}
-    out.append(_Tensor(prefix + name, ours, layer, letters, groups.split(), sizes, start))
-    start += slots
+def _tensors(cfg, axes):
+  """(keys of one of our weights) -> the tensors that make it up."""
+  stacks = {'dense': range(cfg.dense), 'layers': range(cfg.dense, cfg.L),
+            'mtp': range(cfg.L, cfg.L + cfg.mtp)}  # yapf: disable
+  out = {(name,): _of_weight(cfg, name, letters, '', None)
+         for name, letters in axes.items() if name not in stacks}  # yapf: disable
+  for stack in (name for name in stacks if name in axes):
+    for name, letters in axes[stack].items():
+      out[stack, name] = [tensor for i, layer in enumerate(stacks[stack])
+                          for tensor in _of_weight(cfg, name, letters[1:],
+                                                   f'model.layers.{layer}.', i)]  # yapf: disable
   return out
 
 
-def _all_tensors(cfg, axes):
-  ends = [(name, axes[name], None) for name in axes if name != 'layers']
-  layers = [(name, letters[1:], layer)
-            for layer in range(cfg.L)
-            for name, letters in axes['layers'].items()]
-  return [tensor for weight in ends + layers for tensor in _tensors(cfg, *weight)]
+def _of_weight(cfg, ours, letters, prefix, layer):
+  """The tensors that make up one of our weights, of one layer."""
+  table = {**TENSORS, **BOTH_NORMS} if cfg.pre_norm and cfg.post_norm else TENSORS
+  groups, *names = table[ours]
+  groups = groups.replace('*', ''.join(x for x in letters if x not in groups))
+  joined = next((x for x in letters if x in JOINED), None)
+  whole, out = {x: range(size(cfg, x)) for x in letters}, []
+  for e in whole['E'] if '{e}' in names[0] else [None]:
+    start = 0
+    for i, name in enumerate(names):
+      box = whole if e is None else {**whole, 'E': range(e, e + 1)}
+      if joined:
+        stop = start + (1 if i else size(cfg, joined) - len(names) + 1)
+        box, start = {**box, joined: range(start, stop)}, stop
+      out.append(_Tensor(prefix + name.format(e=e), layer, groups.split(), box))
+  return out
 
 
-def _read(tensors, stored, box):
-  """The part of one of our weights (of one layer) that lies in `box`, a range for each letter."""
-  letters, blocks = tensors[0].letters, []
-  leading = {group[0] for group in tensors[0].groups}
-  for tensor in tensors:
-    cuts, shape = [], []
-    for first, *inner in tensor.groups:
-      sizes = [tensor.sizes[x] for x in inner]
-      cuts.append(slice(box[first].start * math.prod(sizes), box[first].stop * math.prod(sizes)))
-      shape += [len(box[first]), *sizes]
-    there = ''.join(tensor.groups)
-    block = np.asarray(stored[tensor.name][tuple(cuts)], np.float32).reshape(shape)
-    blocks.append(block.transpose([there.index(x) for x in letters]))
-  block = np.concatenate(blocks, letters.find(_joined(letters))) if len(blocks) > 1 else blocks[0]
-  # The leading letter of each axis was cut while reading; the others (N, U, R, W) no mesh cuts, so
-  # that cutting them here costs no reading in vain.
-  rest = lambda x: slice(None) if x in leading else slice(box[x].start, box[x].stop)
-  return block[tuple(rest(x) for x in letters)]
+def _read(tensor, stored, wanted, out):
+  """Fills `out`, the part of our weight in the box `wanted`, with what the tensor has of it."""
+  here = {x: range(max(r.start, wanted[x].start), min(r.stop, wanted[x].stop))
+          for x, r in tensor.box.items()}  # yapf: disable
+  if not all(here.values()) or tensor.layer not in wanted.get('L', (None,)):
+    return
+  cuts, shape, rest = [], [], []
+  for first, *inner in tensor.groups:
+    sizes = [len(tensor.box[x]) for x in inner]
+    cut = _within(here[first], tensor.box[first])
+    # Only the first letter of an axis is cut while reading: no mesh cuts the others.
+    cuts.append(slice(cut.start * math.prod(sizes), cut.stop * math.prod(sizes)))
+    shape += [len(here[first]), *sizes]
+    rest += [slice(None), *(_within(here[x], tensor.box[x]) for x in inner)]
+  there = ''.join(tensor.groups)
+  block = _numbers(stored, tensor.name, tuple(cuts)).reshape(shape)[tuple(rest)]
+  block = block.transpose([there.index(x) for x in tensor.box if x in there])
+  if 'L' in wanted:
+    out = out[tensor.layer - wanted['L'].start]
+  where = tuple(_within(r, wanted[x]) for x, r in here.items())
+  out[where] = block.reshape([len(r) for r in here.values()])  # E is 1 of a tensor without it
 
 
-def _value(tensor, params):
+def _within(part, whole):
+  return slice(part.start - whole.start, part.stop - whole.start)
+
+
+def _numbers(stored, name, cuts):
+  """A part of a tensor; of float8, each number times the scale of its block (DeepSeek-V3)."""
+  numbers = stored[name][cuts]
+  if numbers.dtype != jnp.float8_e4m3fn:
+    return numbers
+  scales, numbers = stored[f'{name}_scale_inv'], numbers.astype(np.float32)
+  for axis, cut in enumerate(cuts):
+    blocks = np.arange(cut.start, cut.stop) // FP8_BLOCK
+    scales = scales.take(blocks, axis)
+  return numbers * scales
+
+
+def _value(tensor, weight):
   """The tensor's numbers on the host, in the file's layout."""
-  if tensor.layer is None:
-    block = np.asarray(params[tensor.ours])
-  else:
-    block = np.asarray(params['layers'][tensor.ours][tensor.layer])
-  filled = slice(tensor.start, tensor.start + tensor.sizes.get(_joined(tensor.letters), 0))
-  block = block[tuple(filled if x in JOINED else slice(None) for x in tensor.letters)]
-  block = block.transpose([tensor.letters.index(x) for x in ''.join(tensor.groups)])
-  return np.ascontiguousarray(block.reshape(tensor.shape))  # save_file writes others wrongly
+  if tensor.layer is not None:
+    weight = weight[tensor.layer]
+  box = tensor.box
+  if 'E' in box and 'E' not in ''.join(tensor.groups):
+    weight, box = weight[box['E'].start], {x: r for x, r in box.items() if x != 'E'}
+  block = np.asarray(weight)[tuple(slice(r.start, r.stop) for r in box.values())]
+  letters = ''.join(box)
+  return block.transpose([letters.index(x) for x in ''.join(tensor.groups)]).reshape(tensor.shape)
 
 
-def _joined(letters):
-  return next((x for x in letters if x in JOINED), '')
-
-
-def _open(folder, stack):
-  """Tensor name -> its slice in the file, for every tensor of the folder."""
-  files = [WEIGHTS]
-  if not (folder / WEIGHTS).exists():
-    if not (folder / INDEX).exists():
-      raise UserError(f'{folder} has neither {WEIGHTS} nor {INDEX}: fetch or convert its weights')
-    files = sorted(set(read_json(folder / INDEX).get('weight_map', {}).values()))
-  stored = {}
-  for file in files:
-    try:
-      opened = stack.enter_context(safetensors.safe_open(folder / file, 'numpy'))
-    except (OSError, safetensors.SafetensorError) as e:
-      raise UserError(f'{folder / file} cannot be read ({e}): fetch it again') from e
-    stored.update({name: opened.get_slice(name) for name in opened.keys()})
-  return stored
-
-
-def _check(folder, cfg, axes, stored):
-  ignored = {'lm_head.weight'} if cfg.tied else set()  # some write the tied head all the same
-  expected = {tensor.name: tensor.shape for tensor in _all_tensors(cfg, axes)}
-  for name, shape in expected.items():
-    if name not in stored:
-      raise UserError(f'{folder} has no tensor {name}, which its config asks for with shape '
-                      f'{list(shape)}: correct config.json or fetch the weights again')
-    if tuple(stored[name].get_shape()) != shape:
-      raise UserError(f'{folder}: tensor {name} has shape {stored[name].get_shape()} where the '
-                      f'config asks for {list(shape)}: correct config.json or fetch the weights '
-                      'again')
-    if stored[name].get_dtype() not in ('F32', 'BF16', 'F16'):
-      raise UserError(f'{folder}: tensor {name} is stored as {stored[name].get_dtype()}, and only '
-                      'F32, BF16 and F16 are read: choose weights that are not quantized')
-  for name in sorted(set(stored) - set(expected) - ignored):
+def _check(folder, cfg, ours, stored):
+  """That the folder has every tensor and no other."""
+  again = 'correct config.json or fetch the weights again'
+  left = dict(stored)
+  for tensor in (tensor for tensors in ours.values() for tensor in tensors):
+    found, shape = left.pop(tensor.name, None), list(tensor.shape)
+    if found is None:
+      raise UserError(f'{folder} has no tensor {tensor.name}, which its config asks for with shape '
+                      f'{shape}: {again}')
+    if not isinstance(found, np.ndarray):
+      raise UserError(f'{folder}: tensor {tensor.name} is stored as {found}, and only '
+                      f'{", ".join(hf_files.DTYPES)} are read: choose other weights')
+    if list(found.shape) != shape:
+      raise UserError(f'{folder}: tensor {tensor.name} has shape {list(found.shape)} where the '
+                      f'config asks for {shape}: {again}')
+    if found.dtype == jnp.float8_e4m3fn:
+      scale = left.pop(f'{tensor.name}_scale_inv', None)
+      blocks = [-(-n // FP8_BLOCK) for n in shape]
+      if list(getattr(scale, 'shape', ())) != blocks:
+        raise UserError(
+            f'{folder}: tensor {tensor.name} is float8 without a {tensor.name}_scale_inv '
+            f'of shape {blocks}: fetch the weights again')
+  copies = {f'model.layers.{cfg.L + i}.{name}' for i in range(cfg.mtp) for name in COPIES}
+  if cfg.tied:
+    copies.add('lm_head.weight')  # some write the tied head all the same
+  for name in sorted(set(left) - copies):
     if not name.endswith('rotary_emb.inv_freq'):  # a buffer that follows from the config
-      raise UserError(f'{folder} has a tensor {name} of shape {stored[name].get_shape()} that its '
-                      'config does not know: correct config.json or choose a model without it')
+      raise UserError(f'{folder} has a tensor {name}, which its config does not know: correct '
+                      'config.json or choose a model without it')

@@ -73,6 +73,7 @@ class Config:
   R = property(lambda self: self.H // self.K)
   N = property(lambda self: self.H // self.K + 2)
   U = property(lambda self: 2)
+  d = property(lambda self: self.D)  # where a weight has it twice, since its letters differ
   scale = property(lambda self: self.attn_scale or self.W**-0.5)
   dense = property(lambda self: self.moe.dense if self.moe else 0)
 
@@ -320,7 +321,7 @@ class _Ahead(_Layer):
   def __call__(self, x_BTD, view):
     for name in ('embed_norm', 'hidden_norm', 'head_norm'):
       self.norm(name, 'D', x_BTD)
-    self.weight('project', 'UDD')  # from [embedding, hidden state]
+    self.weight('project', 'UDd')  # from [embedding, hidden state]
     return _Layer.__call__(self, x_BTD, view)
 
 
