@@ -36,12 +36,12 @@ def load_model(folder, machine, mesh, wrap=lambda model: model):
     raise UserError(f'there is no model in {folder} (no config.json): give the folder of a '
                     'finished stage or of a Hugging Face model, or run the stage that makes it')
   model = wrap(model_lib.make(hf.read_config(folder), machine))
-  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  shapes = hf.shapes(model, machine.param_dtype)
   where = sharding.shardings(model.axes(), shapes, mesh)
   if (folder / 'params').exists():
     params = load_params(folder / 'params', shapes, where)
   elif any(folder.glob('*.safetensors')):
-    params = hf.load_params(folder, model.config, where)
+    params = hf.load_params(folder, model.config, where, machine.param_dtype)
   else:
     raise UserError(f'{folder} has a config.json but neither params/ nor *.safetensors: the stage '
                     'that writes it is not finished')
@@ -59,15 +59,15 @@ def save_model(folder, model, params, tokenizer):
     saver.save((pathlib.Path(folder) / 'params').absolute(), params, force=True)
 
 
-def export(folder, model, params, tokenizer):
-  """Makes `folder` a Hugging Face folder: config, tokenizer, safetensors."""
-  _write_description(folder, model, tokenizer)
-  hf.save_params(folder, model.config, params)
+def export(folder, model, params, tokenizer, dtype='float32'):
+  """Makes `folder` a Hugging Face folder: config, tokenizer, safetensors of float32 or bfloat16."""
+  _write_description(folder, model, tokenizer, dtype)
+  hf.save_params(folder, model.config, params, dtype=dtype)
 
 
-def _write_description(folder, model, tokenizer):
+def _write_description(folder, model, tokenizer, dtype='float32'):
   """Everything but the weights, which come last: a folder without them is refused."""
-  hf.write_config(model.config, folder, tokenizer.eos_ids, tokenizer.bos_id)
+  hf.write_config(model.config, folder, tokenizer.eos_ids, tokenizer.bos_id, dtype)
   tokenizer.save(folder)
 
 

@@ -298,10 +298,11 @@ def export(argv):
   parser = argparse.ArgumentParser(prog='r1jax export')
   parser.add_argument('run', help='the folder of a finished stage')
   parser.add_argument('folder', help='the folder to write')
+  parser.add_argument('--dtype', choices=('float32', 'bfloat16'), default='float32')
   args = parser.parse_args(argv)
   machine, mesh = sharding.start(sharding.Machine(cpu_devices=1))
   model, params, tokenizer = checkpoint.load_model(args.run, machine, mesh)
-  checkpoint.export(args.folder, model, params, tokenizer)
+  checkpoint.export(args.folder, model, params, tokenizer, args.dtype)
   print(f'wrote {args.folder}')
 
 

@@ -9,7 +9,7 @@ import optax
 
 from r1jax import sharding
 from r1jax.model import lora, moe
-from r1jax.types import TrainState
+from r1jax.types import TrainState, UserError
 
 
 def constant(optimizer, steps):
@@ -82,8 +82,14 @@ def _is_matrix(params):
 
 
 def init(tx, params, reference=None) -> TrainState:
-  """A fresh state: moments lie where what is learnt lies, the reference is a copy of that."""
+  """A fresh state: moments lie where what is learnt lies, the reference is a copy of that.
+
+  Raises UserError where what learns is not float32: small updates would be lost in rounding.
+  """
   learnt = lora.learnt(params)
+  if any(x.dtype != jnp.float32 for x in jax.tree.leaves(learnt)):
+    raise UserError('parameters that learn must be float32: leave machine.param_dtype as it is, or '
+                    'train adapters alone, with lora')
   where = jax.tree.map(lambda p: p.sharding, learnt)
   whole = sharding.replicated(jax.tree.leaves(params)[0].sharding.mesh)
   opt = jax.eval_shape(tx.init, learnt)

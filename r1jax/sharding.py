@@ -34,7 +34,8 @@ class Machine:
   pieces: int | None = None  # the sampling loop's cache grows in so many pieces
   remat: bool | None = None  # recompute a layer's activations in the backward pass
   logp_chunk: int | None = None  # positions whose logits are held at once, 0: all
-  dtype: str = 'float32'  # of activations and matrix products; parameters stay float32
+  dtype: str = 'float32'  # of activations and matrix products
+  param_dtype: str = 'float32'  # of parameters in memory; bfloat16 for those that no update changes
 
 
 DEFAULTS = {

@@ -5,9 +5,12 @@ import re
 import shutil
 import sys
 
+import jax
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
-from r1jax import checkpoint, main
+from r1jax import checkpoint, main, sharding
 
 EXPERIMENT = Path(__file__).parent / 'experiment.py'
 
@@ -147,6 +150,19 @@ def test_fingerprint_and_export(cli, refused, finished):
   for command in (['fingerprint', 'lost'], ['export', 'lost',
                                             'hf2'], ['sample', 'lost', '--prompt', 'x']):
     assert 'there is no model in lost' in refused(*command)
+
+
+def test_half_precision_in_files_and_in_memory(cli, refused, finished, base):
+  run = finished / 'out/zero'
+  cli('export', run, 'half', '--dtype', 'bfloat16')
+  assert {x.dtype.name for x in load_file('half/model.safetensors').values()} == {'bfloat16'}
+  assert json.loads(Path('half/config.json').read_text())['torch_dtype'] == 'bfloat16'
+  machine, mesh = sharding.start(sharding.Machine(data=1, param_dtype='bfloat16'))
+  trained, exported = (checkpoint.load_model(x, machine, mesh)[1] for x in (run, 'half'))
+  jax.tree.map(np.testing.assert_array_equal, trained, exported)
+  assert {x.dtype.name for x in jax.tree.leaves(trained)} == {'bfloat16'}
+  said = refused('run', EXPERIMENT, '--out', base.parent, '--zero.machine.param-dtype', 'bfloat16')
+  assert 'parameters that learn must be float32' in said
 
 
 # -- runs that cannot go on ------------------------------------------------------------------------

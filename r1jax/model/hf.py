@@ -82,7 +82,7 @@ def load_params(folder, cfg: Config, shardings=None, dtype='float32'):
   def load(path, letters, sharding):
     names = tuple(key.key for key in path)
     tensors, layers = ours[names], len({tensor.layer for tensor in ours[names]})
-    kept = np.float32 if names[-1] in FLOAT32 else jnp.dtype(dtype)
+    kept = kept_as(names[-1], dtype)
     shape = [layers if x == 'L' else size(cfg, x) for x in letters]
 
     def piece(index):
@@ -95,6 +95,18 @@ def load_params(folder, cfg: Config, shardings=None, dtype='float32'):
     return jax.make_array_from_callback(tuple(shape), sharding, piece)
 
   return jax.tree.map_with_path(load, axes, shardings)
+
+
+def kept_as(name, dtype):
+  """The dtype of a weight in parameters of `dtype`."""
+  return jnp.dtype('float32' if name in FLOAT32 else dtype)
+
+
+def shapes(model, dtype='float32'):
+  """The model's parameters as abstract arrays, in the dtype that `load_params` gives them."""
+  made = jax.eval_shape(model.init, jax.random.key(0))
+  return jax.tree.map_with_path(
+      lambda path, x: jax.ShapeDtypeStruct(x.shape, kept_as(path[-1].key, dtype)), made)
 
 
 def save_params(folder, cfg: Config, params, max_shard_bytes: float = 5e9, dtype='float32'):
@@ -119,8 +131,7 @@ def save_params(folder, cfg: Config, params, max_shard_bytes: float = 5e9, dtype
     weight = params
     for key in names:
       weight = weight[key]
-    kept = np.float32 if names[-1] in FLOAT32 else dtype
-    return _value(tensor, weight).astype(kept)
+    return _value(tensor, weight).astype(kept_as(names[-1], dtype))
 
   shards, filled = [[]], 0
   for name, (_, tensor) in tensors.items():
