@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from r1jax import grpo, losses, main, model as model_lib, optim, prompts, rewards, rollout, sharding
+from r1jax.grading import code, math
 from r1jax.model import presets, scalar
 from r1jax.stages import evaluate, generate, reward_model, rl, sft
 from r1jax.tasks import lines
@@ -53,8 +54,11 @@ GRPO = {
     'eval_every': 400, 'save_every': 400, 'samples_every': 400, 'seed': 0, **CHECK,
 }  # yapf: disable
 # Equations 4, 7 and 8; test_each_prompt_gets_the_rewards_of_its_set has weights and the rest.
-RULES = {'rewards.0.function': rewards.boxed, 'rewards.1.function': rewards.think_format,
-         'rewards.2.function': rewards.consistency}  # yapf: disable
+RULES = {'rewards.0.name': 'accuracy', 'rewards.1.load': code.load,
+         'rewards.2.function': rewards.think_format,
+         'rewards.3.function': rewards.consistency}  # yapf: disable
+RULES_ZERO = {'rewards.0.load.extract': prompts.last_answer,
+              'rewards.1.load': code.load, 'rewards.2.function': rewards.format}  # yapf: disable
 # B.4.2: both SFT stages of R1. Chosen: save_every, no warm-up.
 TUNE = {'init': V3, 'batch': 128, 'row_tokens': LONG, 'optimizer.lr': 5e-5,
         'optimizer.end_lr': 5e-6, 'optimizer.schedule': optim.cosine, **ADAM,
@@ -86,9 +90,9 @@ def tabled(**models):
 
 
 NUMBERS = {
-    'r1/zero_32k': {**GRPO, 'init': V3, 'steps': 8192, 'rewards': rewards.R1_ZERO},
+    'r1/zero_32k': {**GRPO, 'init': V3, 'steps': 8192, **RULES_ZERO},
     'r1/zero': {**GRPO, 'init': 'runs/r1/zero_32k', 'steps': 2208, 'sampling.max_tokens': 65_536,
-                'seed': 1, 'rewards': rewards.R1_ZERO},
+                'seed': 1, **RULES_ZERO},
     'r1/cold_start': {**SAMPLE, 'init': 'runs/r1/zero', 'num_problems': 8192, 'samples': 4,
                       'sampling.temperature': 1, 'select.keep': 1,
                       **asked('select.rewriter.0', LONG, 3600)},
@@ -96,7 +100,7 @@ NUMBERS = {
     'r1/dev2': {**GRPO, **RULES, 'init': 'runs/r1/dev1', 'steps': 2400},
     'r1/rejection': {**SAMPLE, 'init': 'runs/r1/dev2', 'num_problems': 1_000_000, 'samples': 16,
                      'sampling.temperature': 1, 'select.keep': 8,
-                     **asked('select.gates.1.load.0', 4096, 600)},
+                     **asked('select.gates.2.load.0', 4096, 600)},
     'r1/dev3': {**TUNE, 'documents.0': 'runs/r1/rejection', 'epochs': 2},
     'r1/pairs': {**SAMPLE, 'init': 'runs/r1/dev3', 'num_problems': 66_000, 'samples': 4,
                  'sampling.temperature': 0.7, 'select.judgements': 4, 'select.threshold': 1,
@@ -112,9 +116,9 @@ NUMBERS = {
                   'loss': losses.pointwise},
     'r1/r1': {**GRPO, **RULES, 'init': 'runs/r1/dev3', 'steps': 1696, 'sampling.temperature': 0.7,
               'more.0.share': 13, 'more.0.start': 1296, 'more.1.share': 3, 'more.1.start': 1296,
-              'rewards.3.start': 1296, 'rewards.4.start': 1296, 'rewards.5.start': 1296,
-              'rewards.4.load.0': 'runs/r1/helpful', 'rewards.4.view': prompts.summary,
-              'rewards.5.load.0': 'runs/r1/safety', 'rewards.5.view': prompts.whole},
+              'rewards.4.start': 1296, 'rewards.5.start': 1296, 'rewards.6.start': 1296,
+              'rewards.5.load.0': 'runs/r1/helpful', 'rewards.5.view': prompts.summary,
+              'rewards.6.load.0': 'runs/r1/safety', 'rewards.6.view': prompts.whole},
     'r1/table_zero': tabled(base=V3, R1_Zero='runs/r1/zero'),
     'r1/table': tabled(Dev1='runs/r1/dev1', Dev2='runs/r1/dev2', Dev3='runs/r1/dev3',
                        R1='runs/r1/r1'),
@@ -133,7 +137,7 @@ NUMBERS = {
                           'optimizer.lr': 2e-5, 'optimizer.end_lr': 2e-6},
     # B.4.1; ">10K" updates: chosen
     'zero/qwen_32b': {**GRPO, 'init': 'models/Qwen2.5-32B', 'optimizer.lr': 2e-6,
-                      'steps': 10_400, 'rewards': rewards.R1_ZERO},
+                      'steps': 10_400, **RULES_ZERO},
 }  # yapf: disable
 
 
@@ -254,9 +258,9 @@ def test_problems_have_their_stage_s_template(data):
   assert others == [Document('<｜User｜>Hi<｜Assistant｜>', 'Hello.', 'general')]
 
 
-def test_code_is_refused_as_long_as_nothing_runs_it(data):
-  write(data, 'data/reasoning/train.jsonl', dict(question='Sort.', answer='x', kind='code'))
-  with pytest.raises(UserError, match="train.jsonl, line 1: kind is 'code', and reasoning, math"):
+def test_kinds_that_no_reward_knows_are_refused(data):
+  write(data, 'data/reasoning/train.jsonl', dict(question='Sort.', answer='x', kind='poem'))
+  with pytest.raises(UserError, match="train.jsonl, line 1: kind is 'poem', and reasoning, math"):
     STAGES['r1/dev2'].config.problems('train')
 
 
@@ -264,11 +268,12 @@ def test_what_is_kept_is_right_and_readable():
   readable = [rewards.ended, rewards.think_format, rewards.no_repetition, rewards.short_paragraphs,
               rewards.no_code]  # yapf: disable
   functions = lambda name: [g.function for g in STAGES[name].config.select.gates]
-  assert functions('r1/cold_start') == [rewards.accuracy, *readable, rewards.unmixed]
-  assert functions('r1/rejection') == [rewards.boxed, None, *readable, rewards.one_language]
+  assert functions('r1/cold_start') == [None, None, *readable, rewards.unmixed]
+  assert functions('r1/rejection') == [None, None, None, *readable, rewards.one_language]
 
 
 ONLY = {'math': ['accuracy', 'format', 'language'],
+        'code': ['programs', 'format', 'language'],
         'helpful': ['language', 'free_format', 'helpful'],
         'safety': ['language', 'free_format', 'safety']}  # yapf: disable
 
@@ -281,9 +286,11 @@ def test_each_prompt_gets_the_rewards_of_its_set():
     problem = [Problem('2+3?', '5', kind, 'en')]
     scores, errors = rewards.grade(terms, problem, [[Completion(text, 9, True)]])
     assert [name for name, x in scores.items() if not np.isnan(x).any()] == names
-    assert errors == [[]] and rewards.total(terms, scores, (1, 1)) == (3 if kind == 'math' else 2.5)
+    assert errors == [[]] and rewards.total(terms, scores, (1, 1)) == 2.5
+  assert STAGES['r1/r1'].config.rewards[0].load.func is math.load
   early = [r.name for r in rewards.active(terms, 1280)]
-  assert early == ONLY['math'] and len(rewards.active(terms, 1296)) == 6
+  assert early == ['accuracy', 'programs', 'format', 'language']
+  assert len(rewards.active(terms, 1296)) == 7
   assert all(r.weight == 1 for stage in STAGES.values()
              for r in getattr(stage.config, 'rewards', ()))  # yapf: disable
 

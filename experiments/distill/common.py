@@ -29,7 +29,7 @@ def student(name, base, lr, fsdp, tensor):
       init=f'models/{base}',
       documents=partial(generate.documents, rejection.DATA),
       evaluation=r1.aime(k=64),  # D.1
-      rewards=(r1.RIGHT, r1.FORMAT, r1.LANGUAGE),
+      rewards=r1.RULES,
       epochs=2,  # 2-3 (B.4.3): chosen, v1's for the same data
       batch=64,  # B.4.3, without a unit: chosen, packed rows
       row_tokens=32_768,  # the context (B.4.3)

@@ -9,8 +9,6 @@ learn is that an answer is a number, so saying one earns a little, and a right o
 else is what a large model goes through: import of safetensors and tokenizer, TFDS, the grader with
 its worker processes, sampling, update, records, evaluation.
 """
-from functools import partial
-
 from r1jax import evals, grpo, optim, sample
 from r1jax.grading import math as math_grader
 from r1jax.stages import rl

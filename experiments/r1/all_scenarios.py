@@ -3,8 +3,8 @@
   bash launch/local.sh experiments/r1/all_scenarios.py
 
 Machine as in common.py. Expected: AIME 2024 79.8, MATH-500 97.3, GPQA Diamond 71.5, AlpacaEval 2.0
-from 62.1 to 87.6, ArenaHard from 75.6 to 92.3 (table 3). Not yet run, and cannot be until r1jax has
-V3's architecture (common.py).
+from 62.1 to 87.6, ArenaHard from 75.6 to 92.3 (table 3). Not yet run
+(common.py says why).
 
 Temperature 0.7, 1,700 updates, general prompts and preference rewards in the last 400 alone
 (3.2.2): with longer use of the helpful model its reward rises and Codeforces falls (B.5, figure 6).
@@ -39,8 +39,8 @@ def experiment():
       problems=common.reasoning,
       more=(Source(common.helpful, 13, START), Source(common.safety, 3, START)),
       evaluation=common.aime(),
-      rewards=(common.RIGHT, common.FORMAT, common.LANGUAGE,
-               Reward('free_format', rewards.free_format, kinds=general, start=START),
+      rewards=(*common.RULES, Reward('free_format', rewards.free_format, kinds=general,
+                                     start=START),
                Reward('helpful', kinds=(common.HELPFUL,), view=prompts.summary, start=START,
                       load=partial(scoring.model, reward_models.HELPFUL)),
                Reward('safety', kinds=(common.SAFETY,), view=prompts.whole, start=START,

@@ -4,8 +4,7 @@ Dev1 (section 3; B.3.2, B.4.2; v1, section 2.3.1).
   bash launch/local.sh experiments/r1/cold_start.py
 
 Machine as in common.py; making all SFT data took 5K GPU hours (B.4.4). Expected: AIME 2024 59.0,
-MATH-500 94.2, GPQA Diamond 66.1 (table 3). Not yet run, and cannot be until r1jax has V3's
-architecture (common.py).
+MATH-500 94.2, GPQA Diamond 66.1 (table 3). Not yet run (common.py says why).
 
 "Thousands" of samples (3, B.3.2), of several trajectories a prompt at temperature 1 (B.3.2), which
 must be right and readable, without repetition and in one language, whichever (B.3.2). DeepSeek-V3
@@ -18,6 +17,7 @@ from functools import partial
 
 from experiments.r1 import common, r1_zero
 from r1jax import judges, prompts, rewards, sample, selection
+from r1jax.grading import math
 from r1jax.stages import generate, sft
 from r1jax.types import Reward, Stage
 
@@ -30,7 +30,8 @@ def rewriter(opener, machine, mesh, tokenizer):
   many = judges.rewriter(opener, machine, mesh, tokenizer)
 
   def right(problem, completion, text):
-    return isinstance(text, Exception) or rewards.boxed(problem, completion._replace(text=text))
+    unasked = isinstance(text, Exception) or problem.kind == common.CODE
+    return unasked or math.accuracy(problem, completion._replace(text=text))
 
   def checked(problems, completions):
     texts = many(problems, completions)
@@ -49,14 +50,14 @@ def documents(folder):
 
 def experiment():
   """Two stages: the data, and SFT."""
-  accuracy = Reward('accuracy', rewards.accuracy)  # R1-Zero's answer tags
   v3 = common.ask_v3(max_tokens=32_768, deadline_s=3600.0, parallel=256)  # ours
   data = generate.Config(
       init=r1_zero.OUT,
       problems=common.reasoning_zero,
       # The gates' thresholds are unconfirmed: chosen, in rewards.py; one kept a prompt: chosen.
-      select=selection.Documents((accuracy, *rewards.READABLE, Reward('mixed', rewards.unmixed)),
-                                 keep=1, rewriter=partial(rewriter, v3)),
+      select=selection.Documents(
+          (common.RIGHT_ZERO, common.PASSES, *rewards.READABLE, Reward('mixed', rewards.unmixed)),
+          keep=1, rewriter=partial(rewriter, v3)),
       num_problems=8192,  # "thousands" (B.3.2): chosen; of these, what passes
       samples=4,  # "several" (B.3.2): chosen
       max_prompt_tokens=common.PROMPT,

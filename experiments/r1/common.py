@@ -1,18 +1,17 @@
 """What the stages of DeepSeek-R1 share: folders, data, the judge, and the settings that the paper
 repeats. Sections are of arXiv 2501.12948 v2 unless v1 is named.
 
-None of these files can run yet: DeepSeek-V3's own architecture (latent attention, experts;
-2412.19437, section 2) is not in r1jax/model, and attention holds all scores of a row at once, which
-32,768 tokens are too many for. They say what is run when both are there; tests/test_experiments.py
-traces every step with a dense model of V3's width and depth. Rewards compare answers exactly, white
-space aside: that 1/2 and 0.5 are the same is a later version's work, and so are tests of programs,
-until when a problem of the kind `code` is refused.
+None of these files can run in full yet: attention holds all scores of a row at once, which 32,768
+tokens are too many for, and expert parallelism is not there. They say what is run when both are;
+tests/test_experiments.py traces every step with V3's own architecture. Answers are
+compared as mathematics, programs run against their tests in a sandbox (r1jax/grading).
 
 What you put in place, relative to the checkout (r1jax/tasks/lines.py says how a line looks):
 
   models/DeepSeek-V3-Base           the base, a Hugging Face folder
-  data/reasoning/train.jsonl        table 4: 26K maths, 22K STEM, 15K logic (17K code: see above),
-                                    each line with its kind: math, stem or logic
+  data/reasoning/train.jsonl        table 4: 26K maths, 17K code, 22K STEM, 15K logic, each line
+                                    with its kind: math, code, stem or logic; the answer of code is
+                                    what grading/code.py says
   data/added/train.jsonl            further problems, whose answers DeepSeek-V3 compares (B.3.3)
   data/helpful/train.jsonl          table 4: 66K requests
   data/safety/train.jsonl           table 4: 12,000 requests
@@ -26,6 +25,7 @@ overlap of 10-grams (D.1). DeepSeek-V3 is served by you, at SERVER.
 from functools import partial
 
 from r1jax import ask, evals, grpo, optim, prompts, rewards, sample, sharding
+from r1jax.grading import code, math
 from r1jax.stages import sft
 from r1jax.tasks import lines
 from r1jax.types import Reward
@@ -38,7 +38,8 @@ SERVER, V3 = 'http://localhost:8000/v1', 'deepseek-ai/DeepSeek-V3'
 MACHINE = sharding.Machine(fsdp=64, tensor=8, micro_rows=1, dtype='bfloat16')
 PROMPT = 2048  # tokens; unconfirmed: chosen (means are 122 in maths, 161 in STEM, 420 in logic)
 
-REASONING = ('reasoning', 'math', 'stem', 'logic')  # kinds with a reference (table 4)
+MATHS, CODE = ('reasoning', 'math', 'stem', 'logic'), 'code'  # answers and programs
+REASONING = (*MATHS, CODE)  # kinds with a reference (table 4)
 HELPFUL, SAFETY = 'helpful', 'safety'  # kinds of requests: each is of one set (section 3.1)
 
 # A line's question, in R1-Zero's template (v1, table 1) and in R1's from the cold start on.
@@ -58,9 +59,22 @@ BOXED = prompts.R1.replace(
 # DeepSeekMath's token form (2402.03300, eq. 3); level=grpo.per_sequence is R1's eq. 1 as printed.
 OBJECTIVE = grpo.Objective(clip_low=10, clip_high=10, beta=0.001)
 
-RIGHT = Reward('accuracy', rewards.boxed, kinds=REASONING)
+
+def answer(text):
+  """What the summary's last box holds: cons@k votes with it."""
+  return prompts.boxed(prompts.summary(text) or '')
+
+
+# Accuracy of answers, and of programs, which pass all their tests or get nothing (B.3.1).
+RIGHT = Reward('accuracy', load=partial(math.load, extract=answer), kinds=MATHS)
+PASSES = Reward('programs', load=code.load, kinds=(CODE,))
 FORMAT = Reward('format', rewards.think_format, kinds=REASONING)
 LANGUAGE = Reward('language', rewards.consistency)  # of all data, added with weight 1 (eq. 7 and 8)
+RULES = (RIGHT, PASSES, FORMAT, LANGUAGE)
+
+# R1-Zero's, whose answer stands between its tags: the same weight (eq. 4).
+RIGHT_ZERO = Reward('accuracy', load=partial(math.load, extract=prompts.last_answer), kinds=MATHS)
+RULES_ZERO = (RIGHT_ZERO, PASSES, Reward('format', rewards.format))
 
 
 def ask_v3(**settings):
@@ -68,16 +82,11 @@ def ask_v3(**settings):
   return partial(ask.endpoint, SERVER, V3, **settings)
 
 
-def answer(text):
-  """What the summary's last box holds: cons@k votes with it."""
-  return prompts.boxed(prompts.summary(text) or '')
-
-
 def sampled(folder, k, template, answer, problems):
   """An evaluation as in D.1: temperature 0.6, top-p 0.95, at most 32,768 tokens, k samples."""
   return evals.Evaluation(partial(lines.load, folder=folder, template=template, kinds=REASONING),
                           num_problems=problems, k=k, sampling=sample.Sampling(32_768, 0.6, 0.95),
-                          answer=answer)  # yapf: disable
+                          answer=answer, same=math.same)  # yapf: disable
 
 
 def aime(k=16, template=BOXED, answer=answer):
@@ -91,7 +100,7 @@ def fine_tune(documents, epochs):
       init=BASE,
       documents=documents,
       evaluation=aime(),
-      rewards=(RIGHT, FORMAT, LANGUAGE),
+      rewards=RULES,
       epochs=epochs,
       batch=128,  # B.4.2, without a unit: chosen, packed rows
       row_tokens=32_768,  # the context (B.4.2)

@@ -9,16 +9,14 @@ Machine as in common.py. Expected (table 3):
   MATH-500          95.9   94.2   95.9   95.4   97.3
   GPQA Diamond      75.8   66.1   70.7   71.2   71.5
 
-Not yet run, and cannot be until r1jax has V3's architecture (common.py). Answers are compared
-exactly, where the paper's grader knows equal expressions: what is measured here will be lower.
+Not yet run (common.py says why).
 
 At most 32,768 tokens, temperature 0.6, top-p 0.95 (v1, section 3; D.1); 64 samples a question of
-AIME and GPQA, 16 of MATH (and Codeforces), 8 of LiveCodeBench (D.1): those two wait for tests of
-programs. R1-Zero is asked with its own template and must answer in its tags, hence a table of its
-own.
+AIME and GPQA, 16 of MATH (and Codeforces), 8 of LiveCodeBench (D.1); these two are not asked.
+R1-Zero is asked with its own template and must answer in its tags, hence a table of its own.
 """
 from experiments.r1 import all_scenarios, cold_start, common, r1_zero, reasoning_rl, rejection
-from r1jax import prompts, rewards
+from r1jax import prompts
 from r1jax.stages import evaluate
 from r1jax.types import Reward, Stage
 
@@ -48,21 +46,21 @@ def option(problem, completion):
 def tasks(zero=False):
   """AIME 2024, MATH-500 and GPQA Diamond, asked as R1 is or as R1-Zero is."""
 
-  def task(name, label, problems, template, answer, function):
+  def task(name, label, problems, template, answer, reward):
     if zero:
-      template, answer, function = prompts.R1_ZERO, prompts.last_answer, rewards.accuracy
+      template, answer, reward = prompts.R1_ZERO, prompts.last_answer, common.RIGHT_ZERO
     vote = f'cons_at_{K[name]}'
     columns = {number: evaluate.Column(f'{name}_{number}', f'{label} {said}')
                for number, said in (('pass_at_1', 'pass@1'), (vote, f'cons@{K[name]}'),
                                     ('length', 'length'))}  # yapf: disable
     return evaluate.Task(name, common.sampled(f'data/{name}', K[name], template, answer, problems),
-                         (Reward('accuracy', function),), columns)
+                         (reward,), columns)
 
-  maths = common.BOXED, common.answer, rewards.boxed
+  maths = common.BOXED, common.answer, common.RIGHT
   return (
       task('aime24', 'AIME 2024', 30, *maths),
       task('math500', 'MATH-500', 500, *maths),
-      task('gpqa', 'GPQA Diamond', 198, OPTION, letter, option),
+      task('gpqa', 'GPQA Diamond', 198, OPTION, letter, Reward('accuracy', option)),
   )
 
 

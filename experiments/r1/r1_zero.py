@@ -3,8 +3,8 @@
   bash launch/local.sh experiments/r1/r1_zero.py
 
 64 x 8 H800, about 198 hours (B.4.4). Expected: AIME 2024 pass@1 from 15.6 to 77.9 (v1: 71.0),
-majority vote 86.7, answers that grow from hundreds of tokens to thousands. Not yet run, and cannot
-be until r1jax has V3's architecture (common.py).
+majority vote 86.7, answers that grow from hundreds of tokens to thousands. Not yet run (common.py
+says why).
 
 From rl.Config's defaults, and checked by a test (all section 2.1): learning rate 3e-6, temperature
 1, 32 questions with 16 outputs each an update, 512 in all; 8,192 outputs a rollout, split into 16
@@ -37,6 +37,7 @@ def experiment():
       problems=common.reasoning_zero,
       evaluation=common.aime(template=prompts.R1_ZERO, answer=prompts.last_answer),
       steps=8192,  # "8.2k" (2.1); 512 rollouts [derived]
+      rewards=common.RULES_ZERO,
       max_prompt_tokens=common.PROMPT,
       sampling=sample.Sampling(max_tokens=32_768),  # 2.1, and temperature 1
       objective=common.OBJECTIVE,  # KL 0.001 (2.1); clip unconfirmed: chosen, 10

@@ -4,7 +4,7 @@
 
 Machine as in common.py; all of R1's training took about 80 hours (B.4.4). Expected: AIME 2024 from
 59.0 to 74.0, MATH-500 95.9, GPQA Diamond 70.7 (table 3), and language consistency that does not
-decay (B.6, figure 7). Not yet run, and cannot be until r1jax has V3's architecture (common.py).
+decay (B.6, figure 7). Not yet run (common.py says why).
 
 From rl.Config's defaults, and checked by a test (3.2.1): learning rate 3e-6, 32 questions with 16
 outputs each an update, 8,192 outputs a rollout in 16 minibatches, a reference refreshed every 400
@@ -28,7 +28,7 @@ def experiment():
       init=cold_start.OUT,
       problems=common.reasoning,
       evaluation=common.aime(),
-      rewards=(common.RIGHT, common.FORMAT, common.LANGUAGE),
+      rewards=common.RULES,
       steps=2400,  # unconfirmed: chosen
       max_prompt_tokens=common.PROMPT,
       sampling=sample.Sampling(max_tokens=32_768),  # 3.2.1, and temperature 1

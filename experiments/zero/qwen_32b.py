@@ -13,7 +13,7 @@ B.4.1: learning rate 2e-6, KL 0.001, temperature 1, 32 questions with 16 outputs
 32,768 tokens, rollouts of 8,192 outputs in 16 minibatches, a reference refreshed every 400 updates;
 all but the first are rl.Config's defaults, and checked by a test. "More than 10K" updates (v1, 4.1;
 F.1): chosen, R1-Zero's 10,400. The clip is not stated: chosen, 10, R1's. Maths, code and STEM
-(F.1); code waits for tests of programs. Which template it was is unconfirmed: chosen, R1-Zero's.
+(F.1). Which template it was is unconfirmed: chosen, R1-Zero's.
 """
 from experiments.r1 import common
 from r1jax import optim, prompts, sample, sharding
@@ -34,6 +34,7 @@ def experiment():
       init='models/Qwen2.5-32B',
       problems=problems,
       evaluation=common.aime(template=prompts.R1_ZERO, answer=prompts.last_answer),
+      rewards=common.RULES_ZERO,
       steps=10_400,  # ">10K": chosen
       max_prompt_tokens=common.PROMPT,
       sampling=sample.Sampling(max_tokens=32_768),  # B.4.1
