@@ -36,6 +36,7 @@ def load(split: str, template: str = prompts.R1, data: datasets.Set = MMLU) -> l
 
 # v2, D.1: 64 samples for GPQA. The others are asked once.
 BENCHMARKS = {
-    data.name: Benchmark(partial(load, data=data), REWARD, k=64 if data == GPQA else 1)
+    data.name: Benchmark(partial(load, data=data), REWARD, answer=math_grader.chosen,
+                         k=64 if data == GPQA else 1)
     for data in SETS
-}
+}  # yapf: disable
