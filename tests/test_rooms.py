@@ -9,8 +9,8 @@ import sys
 import pytest
 
 ROOT = Path(__file__).parents[1] / 'r1jax'
-ORDER = '''types prompts language tokenizer chat grading datasets overlap tasks rewards judges losses
-grpo packing sharding seeds model optim checkpoint metrics sample rollout evals scoring ask
+ORDER = '''types prompts language tokenizer chat grading datasets overlap tasks rewards judges
+losses grpo packing sharding seeds model optim checkpoint metrics sample rollout evals scoring ask
 selection page svg stages benchmark library report main __main__'''.split()
 TEXT = ORDER[:ORDER.index('losses')]  # strings in, strings and floats out
 FENCES = {  # library: the only rooms that may import it
