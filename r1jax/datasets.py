@@ -243,7 +243,7 @@ def objects(path, make=lambda row: row):
     with (gzip.open if str(path).endswith('.gz') else open)(path, 'rb') as file:
       while line := file.readline(MAX_LINE + 1):
         number += 1
-        yield make(_object(line))
+        yield make(json_object(line))
   except (OSError, EOFError, zlib.error) as error:  # gzip's own are among them
     raise UserError(
         f'{path}, after line {number}: it cannot be read ({error}); get it again') from None
@@ -251,7 +251,8 @@ def objects(path, make=lambda row: row):
     raise UserError(f'{path}, line {number}: {error}; mend the line or take it out') from None
 
 
-def _object(line):
+def json_object(line: bytes) -> dict:
+  """The object in a line; ValueError where there is none or the line has more than MAX_LINE bytes."""
   if len(line) > MAX_LINE:
     raise ValueError(f'it has more than {MAX_LINE} bytes')
   try:

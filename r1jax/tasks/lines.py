@@ -10,11 +10,10 @@ a file  judged responses: prompt, responses (two, the better one first, or one) 
 All are texts but responses and label. A line may have more fields, which mean nothing here. What is
 missing or malformed is a UserError that names the file and the line.
 """
-import json
 from pathlib import Path
 
+from r1jax import datasets, prompts
 from r1jax import language as language_lib
-from r1jax import prompts
 from r1jax.types import Document, Judged, Problem, UserError
 
 PROBLEM = '{"question": "What is 2 + 3?", "answer": "5"}'
@@ -98,7 +97,7 @@ def _each(file, example, make):
     with open(file, 'rb') as lines:
       for number, line in enumerate(lines, 1):
         if line.strip():
-          out.append(make(_object(line)))
+          out.append(make(datasets.json_object(line)))
   except OSError as error:
     raise UserError(f'{file} cannot be read ({error.strerror}): make it, with lines such as '
                     f'{example}') from None
@@ -107,13 +106,3 @@ def _each(file, example, make):
   if not out:
     raise UserError(f'{file} is empty: put lines there such as {example}')
   return out
-
-
-def _object(line):
-  try:
-    row = json.loads(line)
-  except (ValueError, RecursionError):
-    row = None
-  if not isinstance(row, dict):
-    raise ValueError('it is no JSON object')
-  return row
