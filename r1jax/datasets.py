@@ -252,7 +252,7 @@ def objects(path, make=lambda row: row):
 
 
 def json_object(line: bytes) -> dict:
-  """The object in a line; ValueError where there is none or the line has more than MAX_LINE bytes."""
+  """The object in a line; ValueError where there is none, or more than MAX_LINE bytes."""
   if len(line) > MAX_LINE:
     raise ValueError(f'it has more than {MAX_LINE} bytes')
   try:
