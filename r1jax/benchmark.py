@@ -28,8 +28,8 @@ from r1jax.stages.evaluate import Column, markdown
 from r1jax.tasks import lines
 from r1jax.types import Benchmark, Problem, Reward, UserError
 
-TEMPLATES = {'r1': prompts.R1, 'r1-zero': prompts.R1_ZERO, 'short': prompts.SHORT,
-             'plain': '{question}'}  # yapf: disable
+TEMPLATES = {'r1': prompts.R1, 'r1-think': prompts.R1_THINK, 'r1-zero': prompts.R1_ZERO,
+             'short': prompts.SHORT, 'plain': '{question}'}  # yapf: disable
 DATE = '26 Jul 2024'  # for chat templates that tell the date, so that prompts stay the same
 COLUMNS = [Column(*x) for x in (
     ('problems', 'problems'), ('k', 'k'), ('pass_at_1', 'pass@1'), ('cons_at_k', 'cons@k'),
@@ -43,7 +43,7 @@ class Config:
   tasks: str  # names with commas between; also FILE.py:NAME, and folder:FOLDER with test.jsonl
   out: str = ''  # folder of the results; runs/eval/ and the model's name unless given
   split: str = ''  # of the problems, in place of the benchmark's own
-  template: str = 'auto'  # r1, r1-zero, short, plain; auto: the model's own, r1 where it has none
+  template: str = 'auto'  # auto, the model's own or r1; or one of TEMPLATES
   k: int | None = None  # samples a problem
   max_tokens: int | None = None  # of a completion
   temperature: float = 0.6  # v2, D.1, and so is top_p
