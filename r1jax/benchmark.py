@@ -43,7 +43,7 @@ class Config:
   tasks: str  # names with commas between; also FILE.py:NAME, and folder:FOLDER with test.jsonl
   out: str = ''  # folder of the results; runs/eval/ and the model's name unless given
   split: str = ''  # of the problems, in place of the benchmark's own
-  template: str = 'auto'  # auto, the model's own or r1; or one of TEMPLATES
+  template: str = 'auto'  # or r1, r1-think, r1-zero, short, plain; auto: the model's own, or r1
   k: int | None = None  # samples a problem
   max_tokens: int | None = None  # of a completion
   temperature: float = 0.6  # v2, D.1, and so is top_p

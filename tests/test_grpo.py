@@ -416,8 +416,8 @@ def test_a_rollout_is_weighed_as_a_whole():
   texts = [''] * P
   graded = rollout.Graded(samples, texts, texts, {}, rng.random((P, G)).astype(np.float32), texts)
   machine = sharding.Machine(data=2, micro_rows=2, pieces=4)
-  state = types.SimpleNamespace(params=0.5, reference=2.0)
-  logp = lambda factor, batch: factor * batch.logp_old_PGC
+  state = types.SimpleNamespace(params={'w': 0.5}, reference={'w': 2.0})
+  logp = lambda params, batch: params['w'] * batch.logp_old_PGC
 
   def weigh(objective, logp):
     cfg = rl.Config(init='', problems=None, evaluation=None, batch=3, group=G, minibatches=2,
