@@ -221,7 +221,7 @@ def test_another_model_is_refused(ask, done):
     (['--tasks', f'{HERE}:sumz'], 'there are deadly, faulty, long, silent, sums'),
     (['--tasks', f'{HERE.parent}/experiment.py:sums'], "no benchmarks (KeyError: 'BENCHMARKS')"),
     (['--tasks', 'lost.py:sums'], 'lost.py has no benchmarks (FileNotFoundError'),
-    (['--template', 'r2'], "there is no template 'r2': there are auto, r1, r1-zero"),
+    (['--template', 'r2'], "there is no template 'r2': there are auto, r1, r1-think"),
     (['--k', 0], 'k is 0 and must be at least 1'),
     (['--top-p', 0], 'top_p above 0'),
     (['--max-prompt-tokens', 3], 'sums: 12 of 12 prompts have more than 3 tokens, up to 4'),
