@@ -5,6 +5,8 @@ import jax.numpy as jnp
 
 from r1jax.types import Past
 
+LOAD = 'router_bias'  # the weight whose gradient is a load, not a slope (model/moe.py)
+
 
 def log_prob(logits, tokens):
   """log softmax(logits)[token] over the last axis, float32: logits [..., V], tokens [...]."""
@@ -41,12 +43,15 @@ def completion_logp(model, params, prompts_PT, prompt_lengths_P, tokens_PGC, tem
   """Log-probability of every completion token given its prompt and the tokens before it, [P, G, C].
 
   The prompt is computed once and its keys and values are shared by the G completions, exactly as
-  in sampling. What stands after a completion's end is finite and means nothing: mask it.
+  in sampling. What stands after a completion's end is finite and means nothing: mask it. Only the
+  completions count for the load of experts, as a prompt may be computed for some of them at a time.
   """
   chex.assert_rank([prompts_PT, prompt_lengths_P, tokens_PGC], [2, 1, 3])
   (P, G, C), T = tokens_PGC.shape, prompts_PT.shape[1]
   tokens_BC = tokens_PGC.reshape(P * G, C)
-  hidden_PTD, kv = model.apply(params, prompts_PT, jnp.arange(T)[None])
+  uncounted = lambda path, x: jax.lax.stop_gradient(x) if path[-1].key == LOAD else x
+  hidden_PTD, kv = model.apply(jax.tree.map_with_path(uncounted, params), prompts_PT,
+                               jnp.arange(T)[None])
   prompt = Past(kv, jnp.arange(T)[None] < prompt_lengths_P[:, None], jnp.arange(T)[None])
   positions_BC = jnp.repeat(prompt_lengths_P, G)[:, None] + jnp.arange(C)[None]
   hidden_BCD, _ = model.apply(params, tokens_BC, positions_BC, past=(prompt,))

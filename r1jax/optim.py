@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from r1jax import sharding
+from r1jax import losses, sharding
 from r1jax.model import lora, moe
 from r1jax.types import TrainState, UserError
 
@@ -59,6 +59,10 @@ def chain(optimizer: Optimizer, steps: int) -> optax.GradientTransformation:
   )
 
   def update(grads, state, params=None):
+    loads = [path for path, _ in jax.tree.leaves_with_path(grads) if _is_load(path)]
+    if optimizer.balance and not loads:
+      raise UserError('optimizer.balance moves the selection biases of experts, and nothing that '
+                      'learns here has any: leave it at 0')
     changes, state = adam.update(without_loads(grads), state, params)
     pick = lambda path, load, x: moe.balance(load, optimizer.balance) if _is_load(path) else x
     return jax.tree.map_with_path(pick, grads, changes), state
@@ -73,7 +77,7 @@ def without_loads(grads):
 
 
 def _is_load(path):
-  return path[-1].key == 'router_bias'
+  return path[-1].key == losses.LOAD
 
 
 def _is_matrix(params):

@@ -54,7 +54,9 @@ def make_sampler(model, cfg: Sampling, eos_ids, G, mesh, pieces=1):
     lengths_B = jnp.repeat(lengths_P, G)
 
     def draw(i, u_B2, hidden_B1D, alive_B, out):
-      logits_BV = model.logits(params, hidden_B1D)[:, 0]
+      # Whole on each device: an operation across devices in drawing would wait, for ever, for rows
+      # of other copies of the parameters whose loop has ended.
+      logits_BV = sharding.whole(model.logits(params, hidden_B1D)[:, 0])
       token_B, logp_B = choose(cfg, u_B2, logits_BV)
       tokens_CB, logp_CB, count_B = out
       out = (tokens_CB.at[i].set(jnp.where(alive_B, token_B, 0)),
@@ -63,7 +65,7 @@ def make_sampler(model, cfg: Sampling, eos_ids, G, mesh, pieces=1):
 
     def step(start, u_IB2, state):
       i, token_B, alive_B, cache, out = state
-      S = cache.k[0].shape[-1]
+      S = jax.tree.leaves(cache.k)[0].shape[-1]
       slots_1S = jnp.arange(S)[None]
       written = Past(cache, slots_1S < i - 1, lengths_B[:, None] + slots_1S)
       hidden_B1D, fresh = model.apply(params, token_B[:, None], (lengths_B + i - 1)[:, None],

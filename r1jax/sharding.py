@@ -137,8 +137,8 @@ def pad_rows(tree: Any, multiple: int) -> Any:
   return jax.tree.map(lambda x: pad(np.asarray(x)), tree)
 
 
-def gather_weight(x):
-  """A weight that XLA has cut along fsdp and tensor, whole on each device; elsewhere as it is."""
+def whole(x):
+  """What XLA may have cut along fsdp and tensor, whole on each device; elsewhere as it is."""
   mesh = jax.sharding.get_abstract_mesh()
   cut = [axis for axis, size in mesh.shape.items() if axis != 'data' and size > 1]
   return jax.lax.with_sharding_constraint(x, PartitionSpec()) if cut else x

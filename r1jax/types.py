@@ -102,10 +102,10 @@ class Model(NamedTuple):
 
 
 class KV(NamedTuple):
-  """Keys and values of S positions, laid out as decoding reads them. Scanned layers are stacked,
-  unrolled ones a tuple, so count axes from the end: S is axis -1 of k and axis -2 of v."""
-  k: Any  # [L, B, K, W, S] or L times [B, K, W, S]
-  v: Any  # [L, B, K, S, W] or L times [B, K, S, W]
+  """Keys and values of S positions, laid out as decoding reads them: tuples of unrolled layers or
+  of stacks of scanned ones, so count axes from the end: S is axis -1 of k and axis -2 of v."""
+  k: Any  # each [B, K, W, S] or [L, B, K, W, S]
+  v: Any  # each [B, K, S, W] or [L, B, K, S, W]
 
 
 class Past(NamedTuple):

@@ -48,7 +48,7 @@ GRPO = {
     'objective.clip_low': 10, 'objective.clip_high': 10, 'objective.reward_beta': 0,
     'objective.level': grpo.per_token, 'objective.aggregate': grpo.sequence_mean,
     'objective.advantages': grpo.group_advantages, 'objective.surrogate': grpo.clipped,
-    'objective.kl': grpo.k3, 'objective.importance': None, 'sampling.temperature': 1,
+    'objective.kl': grpo.k3, 'objective.importance': grpo.truncated, 'sampling.temperature': 1,
     'sampling.top_p': 1, 'sampling.top_k': 0, 'sampling.max_tokens': LONG, 'batch': 32, 'group': 16,
     'minibatches': 16, 'resample': 0, 'refresh_every': 400, 'max_prompt_tokens': 2048,
     'eval_every': 400, 'save_every': 400, 'samples_every': 400, 'seed': 0, **CHECK,
@@ -137,7 +137,7 @@ NUMBERS = {
                           'optimizer.lr': 2e-5, 'optimizer.end_lr': 2e-6},
     # B.4.1; ">10K" updates: chosen
     'zero/qwen_32b': {**GRPO, 'init': 'models/Qwen2.5-32B', 'optimizer.lr': 2e-6,
-                      'steps': 10_400, **RULES_ZERO},
+                      'steps': 10_400, **RULES_ZERO, 'objective.importance': None},
 }  # yapf: disable
 
 

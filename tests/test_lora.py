@@ -110,12 +110,12 @@ def test_what_learns_and_where_it_lies(tiny):
       for path, _ in jax.tree.leaves_with_path(lora.make(model, cfg).axes()['adapters'])
   }
   assert chosen(CFG) == {
-      'q_down', 'q_up', 'kv_down', 'kv_up', 'o', 'gate_up', 'down', 'experts_gate_up',
+      'q_down', 'q_up', 'kv_down', 'kv_up', 'o', 'gate_up', 'down', 'experts_gate', 'experts_up',
       'experts_down', 'shared_gate_up', 'shared_down'
   }
   assert chosen(lora.LoRA(targets=('o', 'router', 'embed'))) == {'o', 'router', 'embed'}
   axes = lora.make(model, CFG).axes()['adapters']['layers']
-  assert axes['experts_gate_up'] == {'a': 'LEDr', 'b': 'LErUI'}
+  assert axes['experts_up'] == {'a': 'LEDr', 'b': 'LErI'}
   assert axes['o'] == {'a': 'LHOr', 'b': 'LrD'} and axes['router'] == {}
   with pytest.raises(UserError, match="has 'qkv', and the model's matrices are .*down, embed"):
     chosen(lora.LoRA(targets=('o', 'qkv')))

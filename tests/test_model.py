@@ -6,7 +6,7 @@ import pytest
 
 from r1jax import sample
 from r1jax.model import head_norm, MLA, moe, MoE, parts, rope, whole_norm
-from r1jax.types import Past
+from r1jax.types import Past, UserError
 
 close = np.testing.assert_allclose
 DEEPSEEK = dict(
@@ -74,9 +74,22 @@ def test_scanned_layers_are_the_unrolled_ones(tiny, kind):
   logits, kv = apply(one, params, tokens)
   scanned, stacked = apply(other, params, tokens)
   close(logits, scanned, atol=1e-5)
-  for i in range(2):
-    close(kv.k[i], stacked.k[i], atol=1e-5)
-    close(kv.v[i], stacked.v[i], atol=1e-5)
+  for layers, stacks in zip(kv, stacked):
+    for one, other in zip(layers, (layer for stack in stacks for layer in stack), strict=True):
+      close(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize('fields, what', [
+    (dict(K=3), 'K = 3 does not divide H = 4'),
+    ({**DEEPSEEK, 'W': 8}, 'W = A . J'),
+    ({**DEEPSEEK, 'qkv_bias': True}, 'no qkv_bias'),
+    (dict(moe=MoE(E=4, I=8, top=5)), 'more experts'),
+    (dict(moe=MoE(E=4, I=8, top=1, groups=3)), 'groups do not divide'),
+    (dict(moe=MoE(E=4, I=8, top=1, dense=2)), 'no layer has experts'),
+])
+def test_models_that_there_are_not(tiny, fields, what):
+  with pytest.raises(UserError, match=what):
+    tiny(**fields)
 
 
 def test_join_is_the_inverse_of_split(tiny):

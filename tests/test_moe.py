@@ -41,7 +41,7 @@ def layer(x_BTD, weights, cfg=V3):
 
 def random_weights(D=4):
   rng = np.random.default_rng(0)
-  shapes = dict(router=(D, 8), router_bias=(8,), experts_gate_up=(8, D, 2, 3),
+  shapes = dict(router=(D, 8), router_bias=(8,), experts_gate=(8, D, 3), experts_up=(8, D, 3),
                 experts_down=(8, 3, D), shared_gate_up=(D, 2, 5), shared_down=(5, D))
   return {k: jnp.asarray(rng.normal(0, 0.7, s), jnp.float32) for k, s in shapes.items()}
 
@@ -56,8 +56,8 @@ def test_sorted_experts_are_each_expert_for_itself():
     experts, share = moe.route(V3, jnp.asarray(token @ w['router'])[None], weights['router_bias'])
     want = gated(np.einsum('D,DUM->UM', token, w['shared_gate_up'])) @ w['shared_down']
     for e, s in zip(experts[0], share[0]):
-      want += s * gated(np.einsum('D,DUI->UI', token,
-                                  w['experts_gate_up'][e])) @ w['experts_down'][e]
+      both = token @ w['experts_gate'][e], token @ w['experts_up'][e]
+      want += s * gated(both) @ w['experts_down'][e]
     close(out, want, atol=1e-5)
 
 

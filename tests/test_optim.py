@@ -13,7 +13,8 @@ from r1jax.model import head_norm, moe
 from r1jax.optim import Optimizer
 from r1jax.sharding import Machine
 from r1jax.stages import rl, sft
-from r1jax.types import Rollout
+from r1jax.types import Rollout, UserError
+from tests.test_model import KINDS
 
 close, same = np.testing.assert_allclose, np.testing.assert_array_equal
 
@@ -157,6 +158,32 @@ def test_the_gradient_does_not_change_with_the_micro_batch(gradient, micro_rows)
              dict(data=8), dict(data=2, fsdp=2, tensor=2)], ids=str)
 def test_the_gradient_does_not_change_with_the_mesh(gradient, axes):
   check_equal(gradient(4, **axes), gradient(16, data=1))
+
+
+@pytest.mark.parametrize('kind', ['deepseek', 'gemma'])
+def test_nor_does_that_of_experts_or_windows(tiny, kind):
+  """The load of experts, which takes the gradient's place, is counted alike as well."""
+  model, params = tiny(unroll=False, **KINDS[kind])
+
+  def run(micro_rows, **axes):
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(optim, 'chain', lambda *_: optax.sgd(1.0))
+      update, state, batch = ready(model, params, micro_rows, **axes)
+    state = jax.device_get(update(state, batch)[0])
+    return jax.tree.map(lambda new, old: np.asarray(old) - new, state.params, params)
+
+  got, want = run(1, data=2, fsdp=2, tensor=2), run(16, data=1)
+  jax.tree.map(lambda a, b: close(a, b, atol=5e-5, rtol=1e-4), got, want)
+  if kind == 'deepseek':
+    load = want['layers']['router_bias'].sum()
+    assert load == 3 * (graded().rollout.lengths_PG - 1).sum()  # the last token is not read again
+
+
+def test_a_balance_of_nothing_is_refused(tiny):
+  _, params = tiny()
+  tx = optim.chain(Optimizer(balance=0.001), 10)
+  with pytest.raises(UserError, match='nothing that learns here has any'):
+    tx.update(params, tx.init(params), params)
 
 
 def test_the_gradient_is_not_trivial(gradient):

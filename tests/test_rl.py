@@ -1,11 +1,13 @@
 """Which problems an update sees, and what its rewards come to on record."""
 import collections
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from r1jax import rollout
+from r1jax import grpo, rollout, sharding
+from r1jax.model import MLA
 from r1jax.stages import rl
 from r1jax.types import Completion, Problem, Rollout, Source, UserError
 from tests import experiment as tiny
@@ -58,6 +60,15 @@ def test_shares_and_windows_are_checked():
     rl.check(config(more=(Source(source('a', 1), 5),)))
   with pytest.raises(UserError, match='multiples of minibatches, 2'):
     rl.check(dataclasses.replace(config(more=(Source(source('a', 1), 1, 3),)), minibatches=2))
+
+
+def test_latent_attention_in_half_precision_needs_importance_weights():
+  model = SimpleNamespace(config=SimpleNamespace(mla=MLA(4, 4, 4, 4, 4)))
+  half, full = sharding.Machine(dtype='bfloat16'), sharding.Machine()
+  with pytest.raises(UserError, match='latent attention decodes by another route'):
+    rl.check_rounding(config(), model, half)
+  rl.check_rounding(config(), model, full)
+  rl.check_rounding(config(objective=grpo.Objective(importance=grpo.truncated)), model, half)
 
 
 def test_a_mean_is_over_what_a_reward_applies_to():

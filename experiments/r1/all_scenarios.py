@@ -48,7 +48,7 @@ def experiment():
       steps=STEPS,
       max_prompt_tokens=common.PROMPT,
       sampling=sample.Sampling(max_tokens=32_768, temperature=0.7),  # 3.2.2
-      objective=common.OBJECTIVE,
+      objective=common.LATENT,
       eval_every=400,  # ours
       machine=common.MACHINE,
   )

@@ -40,7 +40,7 @@ def experiment():
       rewards=common.RULES_ZERO,
       max_prompt_tokens=common.PROMPT,
       sampling=sample.Sampling(max_tokens=32_768),  # 2.1, and temperature 1
-      objective=common.OBJECTIVE,  # KL 0.001 (2.1); clip unconfirmed: chosen, 10
+      objective=common.LATENT,  # KL 0.001 (2.1); clip unconfirmed: chosen, 10
       eval_every=400,  # ours
       machine=common.MACHINE,
   )

@@ -32,7 +32,7 @@ def experiment():
       steps=2400,  # unconfirmed: chosen
       max_prompt_tokens=common.PROMPT,
       sampling=sample.Sampling(max_tokens=32_768),  # 3.2.1, and temperature 1
-      objective=common.OBJECTIVE,  # clip 10 and KL 0.001 (3.2.1)
+      objective=common.LATENT,  # clip 10 and KL 0.001 (3.2.1)
       eval_every=400,  # ours
       machine=common.MACHINE,
   )

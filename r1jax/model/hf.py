@@ -46,8 +46,8 @@ TENSORS = {
     'kv_up': ('HY Z', 'self_attn.kv_b_proj.weight'),
     'router': ('E D', 'mlp.gate.weight'),
     'router_bias': ('*', 'mlp.gate.e_score_correction_bias'),
-    'experts_gate_up': ('IU D', 'mlp.experts.{e}.gate_proj.weight',
-                        'mlp.experts.{e}.up_proj.weight'),
+    'experts_gate': ('I D', 'mlp.experts.{e}.gate_proj.weight'),
+    'experts_up': ('I D', 'mlp.experts.{e}.up_proj.weight'),
     'experts_down': ('D I', 'mlp.experts.{e}.down_proj.weight'),
     'shared_gate_up': ('MU D', 'mlp.shared_experts.gate_proj.weight',
                        'mlp.shared_experts.up_proj.weight'),
@@ -58,7 +58,7 @@ TENSORS = {
     'head_norm': ('*', 'shared_head.norm.weight'),
 }  # yapf: disable
 BOTH_NORMS = {'ffn_norm': ('*', 'pre_feedforward_layernorm.weight')}  # before and after (Gemma)
-COPIES = {'embed_tokens.weight': 'embed', 'shared_head.head.weight': 'head'}  # likewise, not ours
+COPIES = {'embed_tokens.weight': 'embed', 'shared_head.head.weight': 'head'}  # theirs, not ours
 JOINED = 'NU'
 FLOAT32 = ('router_bias',)  # whatever the dtype of the others: it moves by 0.001 an update
 FP8_BLOCK = 128
@@ -70,7 +70,8 @@ def load_params(folder, cfg: Config, shardings=None, dtype='float32'):
   `shardings` is a tree like the parameters (None: all on the default device). Each device reads
   its own piece of each weight, so the host never holds the whole model. Float8 weights are
   multiplied by the scales of their blocks. Raises UserError naming the first tensor that is
-  missing, unexpected, of another shape or of a dtype that is not read.
+  missing, unexpected, of another shape or of a dtype that is not read, or no copy of what it
+  should be one of: a tied head, DeepSeek's layers for further tokens have copies.
   """
   axes = make(cfg).axes()
   if shardings is None:
@@ -260,10 +261,23 @@ def _check(folder, cfg, ours, stored):
         raise UserError(
             f'{folder}: tensor {tensor.name} is float8 without a {tensor.name}_scale_inv '
             f'of shape {blocks}: fetch the weights again')
-  copies = {f'model.layers.{cfg.L + i}.{name}' for i in range(cfg.mtp) for name in COPIES}
-  if cfg.tied:
-    copies.add('lm_head.weight')  # some write the tied head all the same
-  for name in sorted(set(left) - copies):
-    if not name.endswith('rotary_emb.inv_freq'):  # a buffer that follows from the config
+  copies = {f'model.layers.{cfg.L + i}.{name}': source
+            for i in range(cfg.mtp) for name, source in COPIES.items()}  # yapf: disable
+  copies['lm_head.weight'] = 'embed'  # some write the tied head all the same
+  for name in sorted(left):
+    if name in copies:
+      source, = ours.get((copies[name],), ours['embed',])
+      if not _same(stored[name], stored[source.name]):
+        raise UserError(f'{folder}: tensor {name} is not the same as {source.name}, of which its '
+                        f'config makes it a copy: {again}')
+    elif not name.endswith('rotary_emb.inv_freq'):  # a buffer that follows from the config
       raise UserError(f'{folder} has a tensor {name}, which its config does not know: correct '
                       'config.json or choose a model without it')
+
+
+def _same(x, y, rows=1024):
+  """Whether two matrices of the file hold the same numbers; so many rows at a time are read."""
+  if isinstance(x, str) or x.shape != y.shape:
+    return False
+  part = lambda x, i: x[i:i + rows].astype(np.float32)
+  return all(np.array_equal(part(x, i), part(y, i)) for i in range(0, len(x), rows))

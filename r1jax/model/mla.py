@@ -32,6 +32,7 @@ def attend(cfg, weight, norm, h_BTD, rotation, seen_BTT, past):
   one key-value head for all: kv_up is applied to the query and to the result instead, and a cached
   position costs X + Z products a head. Several at once (prefill, training) first make each head's
   keys and values, past ones too, which costs less where many queries share them: W + O a position.
+  In bfloat16 the two differ by as much as rounding does: stages/rl.py asks for importance weights.
   """
   Z, A, J = cfg.mla.Z, cfg.mla.A, cfg.mla.J
   if cfg.mla.Q:

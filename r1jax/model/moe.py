@@ -72,13 +72,14 @@ def route(moe: MoE, logits_NE, bias_E=None):
 def ffn(cfg, weight, h_BTD):
   """Routed and shared experts' sum, [B, T, D]: each activation(gate) * up, then down.
 
-  The tokens are sorted by expert, so that each expert multiplies the consecutive rows that are its
-  own: top / E of the work of all experts, for any routing.
+  The tokens are sorted by expert, so that each expert has consecutive rows: where ragged_dot has a
+  kernel, as on TPUs, it multiplies these alone, top / E of the work of all experts for any routing.
+  XLA:CPU multiplies every row by every expert.
   """
   moe, (B, T, D) = cfg.moe, h_BTD.shape
   x_ND = h_BTD.reshape(B * T, D)
   router_DE = weight('router', 'DE', dtype=jnp.float32)
-  logits_NE = jnp.einsum('ND,DE->NE', x_ND.astype(jnp.float32), router_DE)
+  logits_NE = jnp.einsum('ND,DE->NE', x_ND.astype(jnp.float32), router_DE, precision='highest')
   bias_E = weight('router_bias', 'E', zero=True, dtype=jnp.float32) if moe.bias else None
   experts_Nk, weights_Nk = route(moe, logits_NE, bias_E)
 
@@ -86,9 +87,10 @@ def ffn(cfg, weight, h_BTD):
   order_M = jnp.argsort(flat_M, stable=True)
   back_M = jnp.argsort(order_M)
   sizes_E = jnp.bincount(flat_M, length=moe.E).astype(jnp.int32)
-  gate_up_EDX = weight('experts_gate_up', 'EDUI').reshape(moe.E, D, 2 * moe.I)
   rows_MD = jnp.repeat(x_ND, moe.top, axis=0)[order_M]
-  gate, up = jnp.split(jax.lax.ragged_dot(rows_MD, gate_up_EDX, sizes_E), 2, axis=-1)
+  # Two weights, as one would be cut or joined along I, which a mesh may have cut already.
+  gate, up = (jax.lax.ragged_dot(rows_MD, weight(name, 'EDI'), sizes_E)
+              for name in ('experts_gate', 'experts_up'))  # yapf: disable
   down_EID = weight('experts_down', 'EID', narrow=True)
   out_MD = jax.lax.ragged_dot(cfg.activation(gate) * up, down_EID, sizes_E)
   out_NkD = out_MD[back_M].reshape(B * T, moe.top, D)

@@ -18,8 +18,8 @@ from r1jax.model import rope
 from r1jax.model.mla import MLA
 from r1jax.model.moe import MoE
 from r1jax.model.parts import attention, rms_norm, rotate, silu
-from r1jax.sharding import Machine, gather_weight
-from r1jax.types import KV, Model
+from r1jax.sharding import Machine, whole
+from r1jax.types import KV, Model, UserError
 
 Rope = rope.Default | rope.Linear | rope.Llama3 | rope.Yarn
 
@@ -76,6 +76,22 @@ class Config:
   d = property(lambda self: self.D)  # where a weight has it twice, since its letters differ
   scale = property(lambda self: self.attn_scale or self.W**-0.5)
   dense = property(lambda self: self.moe.dense if self.moe else 0)
+
+  def __post_init__(self):
+    mla, moe = self.mla, self.moe
+    for wrong, what in (
+        (self.H % self.K, f'K = {self.K} does not divide H = {self.H}'),
+        (mla and (self.K, self.W) != (self.H, mla.A + mla.J), 'latent attention has K = H and '
+         'W = A + J'),
+        (mla and (self.qkv_bias or self.qk_norm or self.attn_cap), 'latent attention has no '
+         'qkv_bias, qk_norm or attn_cap'),
+        (moe and moe.E % moe.groups, 'groups do not divide the experts'),
+        (moe and moe.top > moe.E // moe.groups * moe.top_groups, 'a token has more experts than '
+         'there are to choose from'),
+        (moe and not 0 <= moe.dense < self.L, 'no layer has experts'),
+    ):  # yapf: disable
+      if wrong:
+        raise UserError(f'there is no such model: {what}; correct its config')
 
 
 def size(cfg: Config, letter: str) -> int:
@@ -137,13 +153,19 @@ def _join(params):
   return {**params, **{name: stack(params[name]) for name in STACKS if name in params}}
 
 
+def _heights(cfg):
+  """{stack: its layers}, in their order."""
+  return {name: n for name, n in zip(STACKS, (cfg.dense, cfg.L - cfg.dense)) if n}
+
+
 def _init_cache(cfg, machine, B, S):
   heads, k_width, v_width = (1, cfg.mla.X, 0) if cfg.mla else (cfg.K, cfg.W, cfg.W)
   layer = KV(jnp.zeros((B, heads, k_width, S), machine.dtype),
              jnp.zeros((B, heads, S, v_width), machine.dtype))
   if machine.unroll:
     return KV((layer.k,) * cfg.L, (layer.v,) * cfg.L)
-  return jax.tree.map(lambda x: jnp.broadcast_to(x, (cfg.L, *x.shape)), layer)
+  stack = lambda x: tuple(jnp.broadcast_to(x, (n, *x.shape)) for n in _heights(cfg).values())
+  return KV(stack(layer.k), stack(layer.v))
 
 
 def _logits(cfg, params, hidden_BTD):
@@ -172,14 +194,14 @@ def _apply(cfg, machine, params, tokens_BT, positions_BT, segments_BT=None, past
       return jax.checkpoint(layer, policy=jax.checkpoint_policies.nothing_saveable)
     return layer
 
-  kvs, fresh, first = [p.kv for p in past], [], 0
-  for name in (name for name in STACKS if name in params):
+  fresh, first = [], 0
+  at = lambda i: [KV(p.kv.k[i], p.kv.v[i]) for p in past]
+  for number, (name, n) in enumerate(_heights(cfg).items()):
     layer = make_layer(sparse=bool(cfg.moe) and name == 'layers')
-    n = cfg.dense if name == 'dense' else cfg.L - cfg.dense
-    mine = slice(first, first + n)
+    mine = range(first, first + n)
     if machine.unroll:
-      for i, weights in zip(range(*mine.indices(cfg.L)), params[name]):
-        x_BTD, kv = layer(x_BTD, weights, [KV(kv.k[i], kv.v[i]) for kv in kvs], views[which[i]])
+      for i, weights in zip(mine, params[name]):
+        x_BTD, kv = layer(x_BTD, weights, at(i), views[which[i]])
         fresh.append(kv)
     else:
 
@@ -189,14 +211,11 @@ def _apply(cfg, machine, params, tokens_BT, positions_BT, segments_BT=None, past
                             views) if views[1:] else views[0]
         return layer(x_BTD, weights, kvs, view)
 
-      xs = (params[name], jax.tree.map(lambda x: x[mine], kvs), jnp.asarray(which[mine]))
-      x_BTD, kv = jax.lax.scan(step, x_BTD, xs)
+      kinds_L = jnp.asarray([which[i] for i in mine])
+      x_BTD, kv = jax.lax.scan(step, x_BTD, (params[name], at(number), kinds_L))
       fresh.append(kv)
     first += n
-  if machine.unroll:
-    kv = KV(*(tuple(kv[i] for kv in fresh) for i in (0, 1)))
-  else:
-    kv = jax.tree.map(lambda *parts: jnp.concatenate(parts), *fresh) if fresh[1:] else fresh[0]
+  kv = KV(*(tuple(kv[i] for kv in fresh) for i in (0, 1)))
   return _Ends(cfg).apply({'params': _ends(params)}, x_BTD, method=_Ends.normed), kv
 
 
@@ -335,7 +354,7 @@ class _Ends(_Weights):
     self.matrix = self.table if cfg.tied else self.weight('head', 'VD')
 
   def embed(self, tokens_BT):
-    return gather_weight(self.table)[tokens_BT]  # rows are looked up in the whole table
+    return whole(self.table)[tokens_BT]  # rows are looked up in the whole table
 
   def normed(self, x_BTD):
     return rms_norm(x_BTD, self.scale + self.cfg.norm_offset, self.cfg.norm_eps)

@@ -47,6 +47,7 @@ def run(cfg: Config, out: str) -> dict:
   machine, mesh = sharding.start(cfg.machine)
   model, params, tokenizer = checkpoint.load_model(cfg.init, machine, mesh)
   learner, model, params = lora_lib.adapt(cfg.lora, model, params, cfg.seed, mesh)
+  check_rounding(cfg, model, machine)
   problem = make_stream(cfg, tokenizer)
   terms = rewards.load(cfg.rewards, machine, mesh, tokenizer)
   sampler = rollout.make_sampler(model, tokenizer, cfg.sampling, cfg.group, cfg.max_prompt_tokens,
@@ -133,6 +134,15 @@ def check(cfg: Config):
     if vars(cfg)[name] % cfg.minibatches:
       raise UserError(f'{name} is {vars(cfg)[name]}, not a multiple of minibatches, '
                       f'{cfg.minibatches}: a rollout is trained on as a whole')
+
+
+def check_rounding(cfg, model, machine):
+  """Raises UserError where sampling and training would round differently and nothing mends it."""
+  latent = getattr(model.config, 'mla', None)
+  if latent and machine.dtype != 'float32' and not cfg.objective.importance:
+    raise UserError(f'latent attention decodes by another route than it trains, and in '
+                    f'{machine.dtype} the two do not agree: set objective.importance, to '
+                    'grpo.truncated say, or machine.dtype to float32')
 
 
 def problem_numbers(cfg, step):
