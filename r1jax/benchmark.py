@@ -1,6 +1,6 @@
 """Benchmarks with the paper's protocol: r1jax eval MODEL --tasks math500,aime24.
 
-OUT/TASK/settings.json      what the completions depend on: other settings are refused
+OUT/TASK/settings.json      what completions and verdicts depend on: other settings are refused
 OUT/TASK/shard-N.jsonl      the graded completions of some problems, N the first of them; written
                             once, at once, so that what was killed goes on with the next
 OUT/TASK/completions.jsonl  all of them in order, the same bytes however they came about; the
@@ -9,10 +9,12 @@ OUT/TASK/speed.jsonl        each shard's tokens and seconds
 OUT/table.json, table.md    the numbers
 """
 import dataclasses
+import functools
 import hashlib
 import importlib
 import itertools
 import json
+import os
 import pathlib
 import pkgutil
 import runpy
@@ -32,9 +34,10 @@ TEMPLATES = {'r1': prompts.R1, 'r1-think': prompts.R1_THINK, 'r1-zero': prompts.
              'short': prompts.SHORT, 'plain': '{question}'}  # yapf: disable
 DATE = '26 Jul 2024'  # for chat templates that tell the date, so that prompts stay the same
 COLUMNS = [Column(*x) for x in (
-    ('problems', 'problems'), ('k', 'k'), ('pass_at_1', 'pass@1'), ('cons_at_k', 'cons@k'),
-    ('pass_at_k', 'pass@k'), ('length', 'length'), ('finished', 'finished'), ('errors', 'errors'),
-    ('timeouts', 'timeouts'), ('seconds', 's'), ('tokens_per_s', 'tokens/s'))]  # yapf: disable
+    ('problems', 'problems'), ('skipped', 'skipped'), ('k', 'k'), ('pass_at_1', 'pass@1'),
+    ('cons_at_k', 'cons@k'), ('pass_at_k', 'pass@k'), ('length', 'length'),
+    ('finished', 'finished'), ('errors', 'errors'), ('timeouts', 'timeouts'),
+    ('seconds', 's'), ('tokens_per_s', 'tokens/s'))]  # yapf: disable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +88,7 @@ def run(model_folder: str, cfg: Config, about: dict) -> dict:
   model, params, tokenizer = checkpoint.load_model(model_folder, machine, mesh)
   template = find_template(cfg.template, model_folder)
   out = pathlib.Path(cfg.out or f'runs/eval/{pathlib.Path(model_folder).resolve().name}')
-  works = [prepare(name, cfg, template, out, model.config.max_tokens, tokenizer)
-           for name in cfg.tasks.split(',')]  # yapf: disable
+  works = prepare_all(cfg, template, out, model.config.max_tokens, tokenizer)
   common = dict(model=checkpoint.hash_tree(params), template=template, seed=cfg.seed,
                 dtype=machine.dtype)
   settings = {work.name: claim(work, common, tokenizer) for work in works}
@@ -154,6 +156,28 @@ def find_template(name: str, folder) -> str:
   return chat.template(folder, date_string=DATE)
 
 
+def prepare_all(cfg: Config, template: str, out, context: int, tokenizer) -> list[Work]:
+  """Every task of cfg.tasks. UserError with all that is wrong with any of them, and where two of
+  them would share a folder."""
+  works, wrong, names = [], [], cfg.tasks.split(',')
+  for i, name in enumerate(names):
+    try:
+      if twin := next((x for x in names[:i] if place(x) == place(name)), None):
+        raise UserError(f'{twin} and {name} would both be kept in {out / place(name)}: evaluate '
+                        'one of them with another --out')
+      works.append(prepare(name, cfg, template, out, context, tokenizer))
+    except UserError as error:
+      wrong.append(str(error))
+  if wrong:
+    raise UserError('; '.join(wrong))
+  return works
+
+
+def place(name: str) -> str:
+  """The name of a task's folder in OUT."""
+  return os.path.basename(os.path.abspath(name.rpartition(':')[2]))
+
+
 def prepare(name: str, cfg: Config, template: str, out, context: int, tokenizer) -> Work:
   """The problems and budgets of a task. A completion is as long as the benchmark lets it be or, and
   then a line says so, as the model's context does beside the longest prompt.
@@ -171,6 +195,9 @@ def prepare(name: str, cfg: Config, template: str, out, context: int, tokenizer)
     raise UserError(f'{name}: {skipped} of {len(problems)} prompts have more than {most} tokens, '
                     f'up to {max(lengths.values())}: raise max_prompt_tokens or, if it is not all '
                     'of them, give --skip-long')
+  if skipped:
+    left = f'{skipped} of {len(problems)} problems left out'
+    print(f'{name}: {left}, their prompts have more than {most} tokens', flush=True)
   k, asked = cfg.k or benchmark.k, cfg.max_tokens or benchmark.max_tokens
   budget = min(asked, context - longest)
   if budget < 1:
@@ -181,18 +208,18 @@ def prepare(name: str, cfg: Config, template: str, out, context: int, tokenizer)
     print(f'{name}: completions of up to {budget} tokens, not {asked}: {beside}', flush=True)
   _, opened, rest = template.partition('{question}')[2].rpartition('<think>')
   opening = opened + rest if opened and '</think>' not in rest else ''
-  entry = pathlib.Path(name.rpartition(':')[2]).name
-  return Work(entry, benchmark, short, skipped, k, longest,
-              sample.Sampling(budget, cfg.temperature, cfg.top_p), opening, out / entry)
+  sampling = sample.Sampling(budget, cfg.temperature, cfg.top_p)
+  return Work(place(name), benchmark, short, skipped, k, longest, sampling, opening,
+              out / place(name))
 
 
 def claim(work: Work, common: dict, tokenizer) -> dict:
-  """What a task's completions depend on, put on record in its folder; UserError where the folder
-  has been made with something else."""
+  """What a task's completions and verdicts depend on, put on record in its folder; UserError
+  where the folder has been made with something else."""
   asked = [(n, tokenizer.encode(p.prompt), p.answer) for n, p in work.problems.items()]
   problems = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
   settings = dict(common, num_problems=len(asked), problems=problems, k=work.k,
-                  **dataclasses.asdict(work.sampling))
+                  **dataclasses.asdict(work.sampling), **graders(work.benchmark))
   record = work.folder / 'settings.json'
   old = json.loads(record.read_text()) if record.exists() else settings
   changed = [name for name in settings if old.get(name) != settings[name]]
@@ -203,6 +230,28 @@ def claim(work: Work, common: dict, tokenizer) -> dict:
   work.folder.mkdir(parents=True, exist_ok=True)
   metrics.write_aside(record, json.dumps(settings, indent=1))
   return settings
+
+
+def graders(benchmark: Benchmark) -> dict[str, str]:
+  """What the verdicts depend on: the reward by its name and arguments, and a sha256 of the source
+  of all graders, of prompts.py, and of the files of the benchmark's own functions."""
+  reward = benchmark.reward.function or benchmark.reward.load
+  functions = [getattr(x, 'func', x) for x in (reward, benchmark.problems, benchmark.answer)]
+  own = {pathlib.Path(x.__code__.co_filename) for x in functions if hasattr(x, '__code__')}
+  ours = {pathlib.Path(prompts.__file__), *pathlib.Path(math.__file__).parent.glob('*.py')}
+  digests = sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in own | ours)
+  return dict(reward=_named(reward), grader=hashlib.sha256(''.join(digests).encode()).hexdigest())
+
+
+def _named(value) -> str:
+  """A function by its name, a partial one with its arguments, anything else as it prints."""
+  if isinstance(value, functools.partial):
+    given = [*map(_named, value.args), *(f'{k}={_named(x)}' for k, x in value.keywords.items())]
+    return f'{_named(value.func)}({", ".join(given)})'
+  if not callable(value):
+    return repr(value)
+  named = value if hasattr(value, '__qualname__') else type(value)
+  return f'{named.__module__}.{named.__qualname__}'
 
 
 # -- the work --------------------------------------------------------------------------------------

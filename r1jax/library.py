@@ -83,9 +83,8 @@ def read(name: str, evaluation: bool = False) -> Texts:
   """The rows of a JSON-lines file, of NAME:SPLIT, or of NAME: of its split train or, of a set that
   is for evaluation, of all its others."""
   if name.endswith(('.jsonl', '.jsonl.gz')):
-    rows = list(datasets.objects(name))
-    texts = [next((row[field] for field in ASKING if field in row), '') for row in rows]
-    return Texts(name, rows, list(map(_text, texts)))
+    both = list(datasets.objects(name, lambda row: (row, _asked(row, _field(row)))))
+    return Texts(name, [row for row, _ in both], [text for _, text in both])
   name, _, split = name.partition(':')
   data = find(name)
   splits = [split] if split else [x for x in data.splits if (x != 'train') == evaluation]
@@ -93,11 +92,23 @@ def read(name: str, evaluation: bool = False) -> Texts:
     raise UserError(f'{name} has the splits {", ".join(data.splits)}: name one, as in '
                     f'{name}:{next(iter(data.splits))}')
   rows = [row for x in splits for row in datasets.every(data, x)]
-  return Texts(f'{name}:{"+".join(splits)}', rows, [_text(row[data.text]) for row in rows])
+  return Texts(f'{name}:{"+".join(splits)}', rows, [_asked(row, data.text) for row in rows])
 
 
-def _text(value):
-  return value if type(value) is str else json.dumps(value, ensure_ascii=False)
+def _field(row):
+  """The field of a file's row that asks; ValueError where it has none."""
+  found = [field for field in ASKING if row.get(field) is not None]
+  if not found:
+    raise ValueError(f'it has none of the fields {", ".join(ASKING)}, of which one must hold the '
+                     'text that is compared')
+  return found[0]
+
+
+def _asked(row, field):
+  """What a row asks: its field and, of an instruction, the input that it is about."""
+  parts = [row[field], row.get('input') if field == 'instruction' else None]
+  texts = [x if type(x) is str else json.dumps(x, ensure_ascii=False) for x in parts if x]
+  return '\n\n'.join(texts)
 
 
 def clean(args):

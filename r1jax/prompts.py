@@ -30,10 +30,9 @@ def split(text):
 
   The format: one think block, then one answer block, each tag exactly once, nothing around them.
   """
-  match = _FORMAT.fullmatch(text)
-  if not match or any(text.count(tag) != 1 for tag in TAGS):
-    return None
-  return match[1].strip(), match[2].strip()
+  once = all(text.count(tag) == 1 for tag in TAGS)  # else the pattern would take quadratic time
+  match = _FORMAT.fullmatch(text) if once else None
+  return (match[1].strip(), match[2].strip()) if match else None
 
 
 def last_answer(text):

@@ -1,4 +1,5 @@
 """r1jax eval --tasks: the numbers by hand, the same bytes however it runs, and what is refused."""
+from functools import partial
 import itertools
 import json
 import os
@@ -143,7 +144,7 @@ def test_what_is_kept_and_what_is_said(done):
   assert found['pass_at_1'] == pytest.approx(np.mean([r['score'] for r in rows]))
   assert table['settings']['sums']['temperature'] == 0.6 and 'jax' in table['versions']
   text = (folder.parent / 'table.md').read_text().strip()
-  assert out.strip().endswith(text) and '| sums | 12 | 3 | ' in text
+  assert out.strip().endswith(text) and '| sums | 12 | 0 | 3 | ' in text
   assert f'| {found["pass_at_1"]:.3f} ± {found["pass_at_1_stderr"]:.3f} |' in text
 
 
@@ -211,6 +212,35 @@ def test_other_settings_are_refused(ask, done, change, says):
   assert {p: p.read_bytes() for p in done[0].iterdir()} == before
 
 
+MINE = """
+from r1jax.types import Benchmark, Problem, Reward
+load = lambda split, template: [Problem(template.format(question='1+1='), '2')]
+def right(problem, completion):
+  return 1.0
+BENCHMARKS = dict(mine=Benchmark(load, Reward('accuracy', right), max_tokens=4))
+"""
+
+
+def test_another_grader_is_refused(ask):
+  Path('mine.py').write_text(MINE)
+  task = ['--tasks', 'mine.py:mine', '--out', 'out']
+  assert ask('mine', *task)[0] == ask('mine', *task)[0] == 0
+  before = Path('out/table.json').read_bytes()
+  Path('mine.py').write_text(MINE.replace('1.0', '0.0'))
+  code, _, err = ask('mine', *task)
+  assert code == 2 and "mine was made with other settings: grader was '" in err and '--out' in err
+  Path('mine.py').write_text(MINE.replace('right', 'wrong'))
+  code, _, err = ask('mine', *task)
+  assert code == 2 and 'reward was' in err and Path('out/table.json').read_bytes() == before
+
+
+def test_what_a_reward_is_called():
+  found = benchmark.graders(benchmark.find('math500'))
+  assert found['reward'].startswith('r1jax.grading.math.load') and len(found['grader']) == 64
+  one, two = (benchmark.graders(of(partial(odd, n=n)))['reward'] for n in (1, 2))
+  assert one == f'{__name__}.odd(n=1)' != two
+
+
 def test_another_model_is_refused(ask, done):
   code, _, err = ask('sums', '--out', 'whole', model='zero')
   assert code == 2 and "settings: model was '" in err and err.count('\n') == 1
@@ -226,6 +256,10 @@ def test_another_model_is_refused(ask, done):
     (['--top-p', 0], 'top_p above 0'),
     (['--max-prompt-tokens', 3], 'sums: 12 of 12 prompts have more than 3 tokens, up to 4'),
     (['--max-prompt-tokens', 3, '--skip-long'], '12 of 12 prompts'),
+    (['--tasks', f'{HERE}:sums,{HERE}:long', '--max-prompt-tokens', 3],
+     f'{HERE}:long: 12 of 12 prompts have more than 3 tokens'),
+    (['--tasks', f'{HERE}:sums,other.py:sums'], 'sums and other.py:sums would both be kept in out'),
+    (['--tasks', 'folder:x/test,folder:y/test/'], 'folder:x/test and folder:y/test/ would both be'),
 ])  # yapf: disable
 def test_what_a_person_gets_wrong_is_one_sentence(ask, change, says):
   code, _, err = ask('sums', '--out', 'out', *change)
@@ -262,12 +296,14 @@ def test_long_prompts_and_a_short_context(tmp_path, finished, capsys):
     prepare(4, max_prompt_tokens=4)
 
 
-def test_problems_left_out_keep_the_others_numbers(tmp_path, finished):
+def test_problems_left_out_keep_the_others_numbers(tmp_path, finished, capsys):
   """A problem's samples are drawn by its number in the split, whatever else is asked."""
   words = tokenizer.load(finished / 'out/base')
   cfg = benchmark.Config(tasks='', skip_long=True, max_prompt_tokens=4, limit=4)
   work = benchmark.prepare(f'{HERE}:long', cfg, '{question}', tmp_path, 100, words)
   assert list(work.problems) == [0, 2, 3] and work.skipped == 1
+  said = ':long: 1 of 4 problems left out, their prompts have more than 4 tokens\n'
+  assert capsys.readouterr().out.endswith(said)
 
 
 def test_a_think_block_that_the_template_opens_is_judged_with_the_rest(tmp_path, finished):

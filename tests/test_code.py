@@ -40,6 +40,8 @@ def graded(many, answer, program):
 
 # -- what is taken from a completion ---------------------------------------------------------------
 
+SOLUTION = '```python\ndef f(x):\n  return g(x)\n```\n'
+
 
 @pytest.mark.parametrize('text, expected', [
     ('```python\nx = 1\n```', 'x = 1\n'),
@@ -55,6 +57,15 @@ def graded(many, answer, program):
     ('<think>x</think><answer>```python\nb\n```</answer>', 'b\n'),
     ('    return x + 1\n', '    return x + 1\n'),
     ('x = int(input())\nprint(x)', 'x = int(input())\nprint(x)'),
+    (f'{SOLUTION}Example usage:\n```python\nprint(f(3))\n```', 'def f(x):\n  return g(x)\n'),
+    (f'{SOLUTION}```python\n>>> f(3)\n4\n```', 'def f(x):\n  return g(x)\n'),
+    (f'{SOLUTION}So:\n```python\ndef f(x):\n  return 2\n```', 'def f(x):\n  return 2\n'),
+    (f'{SOLUTION}```python\ndef test_f():\n  assert f(3)\n```',
+     'def f(x):\n  return g(x)\n\ndef test_f():\n  assert f(3)\n'),
+    (f'```python\ndef g(x):\n  return x\n```\n{SOLUTION}',
+     'def g(x):\n  return x\n\ndef f(x):\n  return g(x)\n'),
+    ('```python\nx = input()\n```\n```python\nprint(input())\n```', 'print(input())\n'),
+    ('```python\nx = 1\n```' + ' ' * code.LONGEST, ''),
     ('I do not know.', ''),
     ('', ''),
 ])
@@ -65,7 +76,9 @@ def test_extract(text, expected):
 def test_extract_is_quick_on_long_texts():
   start = time.perf_counter()
   for text in ('`' * 2**20, '```\n' * 2**18, ' ' * 2**20, '```py' * 2**18, '\n```' * 2**18,
-               '```python\n' + ' ' * 2**20, '<think>' * 2**17 + '</think>', 'x =\n' * 2**18):
+               '```python\n' + ' ' * 2**20, '<think>' * 2**17 + '</think>', 'x =\n' * 2**18,
+               '```' + 'a' * 2**19, '``` ' * 2**17, 'a' * 2**20, 'async ' * 2**17,
+               '```python\ndef f(): f()\n```\n' * 2**15, '\t' * 2**19 + '\n```'):
     code.extract(text)
   assert time.perf_counter() - start < 5
 
@@ -296,6 +309,16 @@ def test_hostile_completions_in_small(many, tmp_path):
       assert x in right or type(x) in right
     assert after() == []
   assert many([TRIPLE], [attacks.completion(attacks.RIGHT)]) == [1.0]
+
+
+@pytest.mark.parametrize('workers, apart', [(2, 1951), (16, 215)])
+def test_processes_side_by_side_run_programs_as_other_users(monkeypatch, workers, apart):
+  users = []
+  for pid in range(70_000, 70_000 + apart):
+    monkeypatch.setattr(os, 'getpid', lambda: pid)
+    users.append({sandbox.user(worker) for worker in range(workers)})
+  assert all(len(found) == workers and found <= set(sandbox.USERS) for found in users)
+  assert not any(users[0] & found for found in users[1:])
 
 
 def test_a_killed_grader_leaves_nothing(many):

@@ -284,6 +284,24 @@ def test_clean(data, places):
                                                'x', fails=True)
 
 
+def test_clean_compares_all_that_a_row_asks_and_no_row_that_asks_nothing(data, places):
+  asked = lambda text: dict(instruction='Put it into the past tense, please, all of it.',
+                            input=text)  # yapf: disable
+  write(Path('train.jsonl'), [asked('I go home.'), asked('She sings.'), dict(question='Who?')])
+  write(Path('test.jsonl'), [asked('She sings.')])
+  said = data('clean', 'train.jsonl', '--against', 'test.jsonl', '--n', 12, '--out', 'out.jsonl')
+  assert '1 of 3 rows overlap with 1 of 1 by 12 words; 1 of them are the same' in said
+  assert metrics.read('out.jsonl')[0]['question'].endswith('all of it.\n\nI go home.')
+  write(places[0] / 'code_alpaca_2k/train.jsonl', [dict(asked('She sings.'), id='0', output='x')])
+  said = data('clean', 'code_alpaca_2k', '--against', 'test.jsonl', '--n', 12, '--out', 'x.jsonl')
+  assert '1 of 1 rows overlap' in said
+  for field in (dict(Question='Who?'), dict(question=None)):
+    write(Path('train.jsonl'), [dict(question='What?'), field])
+    err = data('clean', 'train.jsonl', '--against', 'test.jsonl', '--out', 'no.jsonl', fails=True)
+    assert 'train.jsonl, line 2: it has none of the fields question, problem, prompt, instr' in err
+    assert err.count('\n') == 1 and not Path('no.jsonl').exists()
+
+
 def sums(split, template):
   """Sums of two digits."""
   del split

@@ -53,7 +53,15 @@ def many():
     (r'\boxed{1} is not \boxed{2}', '2'), ('no answer here', None), ('', None),
     ('A4 paper, x2', None), (r'first \boxed{3}, then \boxed{4', None),
     (r'\boxed{' + '1' * 5000 + '}', None), (r'\boxed{}', None), ('The answer is', None),
-    (r'\boxed{\left\{ 1, 2 \right.}', r'\left\{ 1, 2 \right.'),
+    (r'\boxed{\left\{ 1, 2 \right.}', r'\left\{ 1, 2 \right.'), (r'\boxed{5\\}', r'5\\'),
+    ('The answer is **18**.', '18'), ('The answer is **18** dollars.', '18 dollars'),
+    (r'The answer is: **\$18**.', r'\$18'), ('The answer is:\n\n**18**.', '18'),
+    ('#### **18**', '18'), ('#### Answer: 18', '18'), ('<answer>**18**</answer>', '18'),
+    ('The answer is `18`.', '18'), ('The answer is _18_.', '18'), ('The answer is 2**3.', '2**3'),
+    ('The answer is x_1 ** 2.', 'x_1 ** 2'), ('The answer is 18!', '18'), ('Answer: $5!$', '5!'),
+    ('The answer is 18.\nThis answer is correct.', '18'), ('The answer is 18, not 20.', '18'),
+    ('The answer is yes. This answer is right.', 'right'), ('答：小明有3个苹果。', '3'),
+    ('答案是小明一共有3个苹果。', '3'),
 ])  # yapf: disable
 def test_the_answer_of_a_completion(text, answer):
   assert math.extract(text) == answer
@@ -67,6 +75,12 @@ def test_the_answer_of_a_completion(text, answer):
     ('(A) is wrong, so (B)', 'B'), (r'\boxed{A, C, D}', 'ACD'), (r'\boxed{ACD}', 'ACD'),
     (r'\boxed{CAD}', 'ACD'), (r'\boxed{\text{A and C}}', 'AC'), ('A car is fast.', None),
     (r'\boxed{45}', None), ('', None), ('<think>B', None), (r'\boxed{Best}', None),
+    ('Answer: B\n\nA is wrong.', 'B'), ('The answer is B I think', 'B'),
+    ('The answer is C, and B is wrong.', 'C'), (r'\boxed{\textrm{B}}', 'B'),
+    (r'\boxed{\mathsf{B}}', 'B'), (r'\boxed{\bf B}', 'B'), ('The correct choice is:\n\n**B**', 'B'),
+    ('Thus, B is the correct answer.', 'B'), ('B) 42 meters long', 'B'), ('B. It is 42.', 'B'),
+    (r'\boxed{(A), (C)}', 'AC'), (r'\boxed{A or B}', None), (r'\boxed{A \text{ or } B}', None),
+    (r'\boxed{A/B/C/D}', None), ('The answer is (A) or (C).', None), ('Answer: A, B or C', None),
 ])  # yapf: disable
 def test_choices(text, letters):
   assert math.chosen(text) == letters
@@ -98,6 +112,18 @@ def test_verdicts_of_algebra(many):
   assert not [(row, score) for row, score in zip(ALGEBRA, scores) if score != row[-1]]
   assert not [(a, b) for a, b in zip(golds, found) if math.same(a, b)]  # the pool was needed
   assert many(golds, [rf'\boxed{{{text}}}' for text in found]) == list(map(float, verdicts))
+
+
+@pytest.mark.parametrize('gold, block, score', [
+    ('18', 'She makes 18 dollars.', 1), ('18', 'So 9*2=18 dollars are made.', 1),
+    ('72', 'Natalia sold 48 + 24 = 72 clips in April.', 1), ('3', '小明有3个苹果。', 1),
+    (r'2\sqrt{3}', r'The height is $\sqrt{12}$ cm.', 1), ('18', 'Janet makes **$18** a day.', 1),
+    ('20', 'She makes 18 or 20 dollars.', 0), ('5', 'Any number from 1 to 5.', 0),
+    ('5', 'She does not make 5 dollars.', 0), ('2', 'There are 3 apples and 2 pears.', 0),
+    ('3', 'Ann makes 2 + 1 = 4 dollars.', 0),
+])  # yapf: disable
+def test_an_answer_block_may_be_a_sentence(gold, block, score, many):
+  assert many([gold], [f'<think>9</think> <answer>{block}</answer>']) == [score]
 
 
 def test_accuracy_is_the_same_without_algebra():
@@ -168,6 +194,8 @@ def test_real_answers_are_themselves_and_no_others(name, many):
     r'\boxed{' * 10**5, r'\boxed{1},' * 10**5, r'\boxed{' + '{' * 10**6, 'answer is ' * 10**5,
     'the answer is $' * 10**5, '$' * 10**5, '####' * 10**5, '<think>' * 10**5, '<answer>' * 10**5,
     '1,' * 10**5, r'\(' * 10**5, 'answer' + ' ' * 10**6,
+    '<answer>' + '**`_a ' * 10**5 + '</answer>',
+    'answer: A' + ', ' * 10**5, 'answer is **' * 10**5,
 ], ids=lambda text: f'{text[:12]!r}')  # yapf: disable
 def test_extraction_takes_linear_time(text):
   start = time.monotonic()

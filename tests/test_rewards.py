@@ -1,5 +1,6 @@
 """Rewards: the format and the answer, and errors that are never silent."""
 from functools import partial
+import time
 
 import numpy as np
 import pytest
@@ -37,6 +38,16 @@ def completion(text):
 @pytest.mark.parametrize('text, score', FORMATS)
 def test_format(text, score):
   assert rewards.format(Problem('', '7'), completion(text)) == score
+
+
+@pytest.mark.parametrize('text', [
+    '<think>' + '</think><answer></answer>' * 20_000 + 'x', '<think>' * 100_000, ' ' * 500_000,
+    '<think></think>' + ' ' * 500_000, '<think></think><answer></answer>' + '\n' * 500_000 + 'x',
+])  # yapf: disable
+def test_a_hostile_format_takes_no_time(text):
+  began = time.monotonic()
+  assert prompts.split(text) is None and not prompts.in_format(text)
+  assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize('text, score', ANSWERS)

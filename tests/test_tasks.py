@@ -152,6 +152,19 @@ PUZZLE = Problem('', 'Ann is a knight, Bob is a knave, and Cleo is a knight.')
     ('<answer>(1) Ann - knight\n(2) Bob - Knave\n(3) Cleo - knight</answer>', 1),
     ('\\boxed{Ann is a knight, Bob is not a knight, Cleo is not a knave.}', 1),
     ('\\boxed{Bob isn\'t a knight. Ann and Cleo are knights, so Ann is a knight}', 1),
+    ('\\boxed{\\text{Knights: Ann, Cleo; Knaves: Bob}}', 1),
+    ('\\boxed{The knave is Bob, the knights are Cleo and Ann}', 1),
+    ('- If Ann lies\n\n**Roles:**\n- Ann: knight\n- **Bob**: knave\n\n- Cleo: knight\nDone.', 1),
+    ('So:\n1. Ann is a knight\n2. Bob is a knave\n3. Cleo is a knight', 1),
+    ('- Ann: knight\n- Bob: knave\n- Cleo: knight\n\nNo:\n- Ann: knave', 0),
+    ('<think>- Ann: knight\n- Bob: knave\n- Cleo: knight', 0),
+    ('\\boxed{Knights: Ann; Knaves: Bob, Cleo}', 0),
+    ('\\boxed{Ann is a knight, Bob is a knave, Cleo is never a knight}', 0),
+    ('\\boxed{Not knights: Ann, Cleo; knights: Bob}', 0),
+    ('\\boxed{Knights, knaves: Ann, Bob, Cleo}', 0),
+    ('\\boxed{Ann is a knight or a knave, Bob is a knave, Cleo is a knight}', 0),
+    ('\\boxed{Ann is a knight knave, Bob is a knave, Cleo is a knight}', 0),
+    ('\\boxed{If Ann is a knight, Bob is a knave, Cleo is a knight, then false}', 0),
     ('\\boxed{Ann is a knight, Bob is a knave}', 0),
     ('\\boxed{Ann is a knight, Bob is a knight, Cleo is a knight}', 0),
     ('\\boxed{Ann is a knight, Bob is a knave, Cleo is a knight, Cleo is a knave}', 0),
@@ -184,6 +197,11 @@ GOAL = Problem('', json.dumps(dict(numbers=[25, 4, 3, 3], target=97)))
     ('4*(25-3/3)+3/3', 0), ('25*4-3-3+3', 0), ('25*4-9/3', 0), ('97', 0), ('254-3', 0),
     ('-3+25*4', 1), ('(-3)+25*4', 1), ('25 4 * 3 -', 0), ('25*4-3)', 0), ('(25*4-3', 0),
     ('25*4-', 0), ('25*--4', 0), ('25*4//3', 0),
+    ('97 = 25*4-3', 1), ('$97 = 25 \\cdot 4 - 3$', 1), ('25x4-3', 1), ('[25*4]-3', 1),
+    ('25 \\, \\ast \\, 4 - 3', 1), ('25*4-\\frac{3}{3}*3', 0), ('25*4-\\frac{3*3}{3}', 0),
+    ('\\dfrac{25}{\\frac{3}{3}} \\times 4-3', 0), ('\\frac{25*4}{1}-3', 0), ('97 = 97', 0),
+    ('\\frac{3 \\times 25 \\times 4}{3} - 3', 0), ('25*4-3' + ' ' * 200 + '-1', 0),
+    ('97 = 25*4-4', 0), ('98 = 25*4-3', 0), ('97 = 98 = 25*4-3', 0), ('\\frac{25*4-3}', 0),
     ('25**4', 0), ('3/(4-4)', 0), ('25*4-3 if 1 else 0', 0), ('__import__("os")', 0), ('', 0),
     ('25*4-٣', 0), ('25\x00*4-3', 0), ('25' + ' ' * 300 + '*4-3', 0),
 ])  # yapf: disable
@@ -193,6 +211,8 @@ def test_expressions(expression, right):
 
 
 def test_values_are_exact():
+  assert countdown.evaluate('\\frac{8}{3} ÷ \\dfrac{4-2}{\\frac{1}{2}}')[0] == Fraction(2, 3)
+  assert countdown.evaluate('\\left[8 \\div 2\\right] × 3')[0] == 12
   assert countdown.evaluate('1/3+1/3+1/3') == (1, [1, 3, 1, 3, 1, 3])
   assert countdown.evaluate('8-4-2*3/(1+2)')[0] == 2
   assert countdown.evaluate('100/7/(2-9)')[0] == Fraction(-100, 49)

@@ -17,6 +17,7 @@ standard library and the limits of `sandbox`.
 import ast
 import builtins
 from concurrent import futures
+import io
 import json
 import queue
 import re
@@ -28,8 +29,10 @@ from r1jax import prompts
 from r1jax.grading import sandbox
 from r1jax.types import Completion, Problem, UserError
 
-LONGEST = 1 << 20  # characters of a program
-_BLOCK = re.compile(r'^([ \t]*)```[ \t]*(\w*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)', re.M | re.S)
+LONGEST = 1 << 20  # characters of a completion; a longer one has no code
+_FENCE = re.compile(r'([ \t]*)```[ \t]*(\w*)')
+_DEFINED = re.compile(r'^(?:async +)?(?:def|class) +(\w+)', re.M)
+_NAME = re.compile(r'[^\W\d]\w*')
 _CODE = re.compile(r'^[ \t]*(?:(?:def|class|import|from|return|for|while|if|print)\b|\w+ *=)', re.M)
 _SHADOW = '__builtins__.pop({!r})'  # what the tests do not define is the program's
 
@@ -60,19 +63,53 @@ def from_check(prompt: str, test: str, entry_point: str) -> str:
 
 
 def extract(text: str) -> str:
-  """The code of a completion: the last fenced block of its summary that says python, or else the
-  last one, or else all of the summary if some line looks like code; '' where there is none.
+  """The code of a completion; '' where there is none, or the completion is longer than LONGEST.
 
-  A block that never closes goes to the end. Indentation is kept, except a fence's own.
+  It comes from the fenced blocks of the summary, only those that say python where one does; without
+  any it is all of the summary if some line looks like code. Of several blocks it is the last one
+  that defines a function or a class, after those before it that define what it uses: so examples
+  that follow are not run, helpers and what tests are about are there, and a correction replaces
+  what it corrects. Where no block defines anything it is the last.
   """
   summary = prompts.summary(text) or ''
-  blocks = _BLOCK.findall(summary)
-  named = [block for block in blocks if block[1].lower().startswith('py')]
-  if blocks:
-    indent, _, code = (named or blocks)[-1]
-    return textwrap.dedent(code) if indent else code
+  if len(text) > LONGEST:
+    return ''
+  found = blocks(summary)
+  if found:
+    return _joined([code for name, code in found if name.lower().startswith('py')] or
+                   [code for _, code in found])
   whole = text if text.strip() == summary else summary
   return whole if _CODE.search(whole) else ''
+
+
+def blocks(text: str) -> list[tuple[str, str]]:
+  """(language, code) of each fenced block. One that never closes goes to the end. Indentation is
+  kept, except a fence's own."""
+  out, opening, inside = [], None, []
+  for line in [*io.StringIO(text), '```']:  # split at line feeds only; the last one closes
+    fence = _FENCE.match(line)
+    if opening and fence:
+      code = ''.join(inside)
+      out.append((opening[2], textwrap.dedent(code) if opening[1] else code))
+      opening = None
+    elif opening:
+      inside.append(line)
+    elif fence and line.endswith('\n'):
+      opening, inside = fence, []
+  return out
+
+
+def _joined(codes):
+  """The last of them that defines something, after those before it that define what it uses."""
+  names = [set(_DEFINED.findall(code)) for code in codes]
+  last = max((i for i, found in enumerate(names) if found), default=len(codes) - 1)
+  out, defined, used = [codes[last]], names[last], set(_NAME.findall(codes[last]))
+  for i in reversed(range(last)):
+    if (names[i] - defined) & used:
+      out.append(codes[i])
+      defined |= names[i]
+      used.update(_NAME.findall(codes[i]))
+  return '\n'.join(reversed(out))
 
 
 def load(machine, mesh, tokenizer, workers: int = 2, seconds: float = 10.0,
@@ -127,7 +164,7 @@ def grade(job: tuple[str, str, str], seconds: float, worker: int, trust: bool) -
   """The verdict on (answer, problem's id, code), for `load`; raises what keeps it from one."""
   answer, name, code = job
   before, after, cases = parse(answer, name)
-  if not code.strip() or len(code) > LONGEST:
+  if not code.strip():
     return 0.0
   if after is not None:
     lines = sandbox.run('judge', (f'{before}\n{code}', after), seconds, worker, trust)

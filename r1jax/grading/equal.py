@@ -26,6 +26,7 @@ _SIGNS = {
     '£': '', '€': '', '¥': '', '⁄': '/', '’': '\'',
 }  # yapf: disable
 _TABLE = str.maketrans({**_FULL_WIDTH, **{ord(a): b for a, b in _SIGNS.items()}})
+_SCALES = dict(hundred=2, thousand=3, million=6, billion=9, trillion=12)
 _FUNCTIONS = 'arcsin|arccos|arctan|sin|cos|tan|sec|csc|cot|log|ln|exp|sqrt|pi|infty'
 
 # Applied in this order; each pattern takes linear time on what `clean` is given.
@@ -33,17 +34,21 @@ _REWRITES = tuple((re.compile(pattern), by) for pattern, by in (
     (r'\s+', ' '),  # first, or many patterns would take quadratic time
     (r'\\begin\{([bpvV]?matrix|array)\}\s*(\{[lcr| ]*\})?', r'\\begin{\1}\2'),
     (r'\\?\$|(?<!\\)\\[()\[\]]', ' '),
-    (r'(?<!\\)\\!\s*|\\(displaystyle|textstyle|limits|nolimits)(?![a-zA-Z])', ''),
+    (r'(?<!\\)\\!\s*|\\(displaystyle|textstyle|limits|nolimits|small|[lL]arge|huge)(?![a-zA-Z])',
+     ''), (r'\{\s*:\s*\}', ':'),
     (r'(?<=[0-9])(\\,|\{,\}\s?)(?=[0-9]{3})', ','),
     (r'(?<!\\)\\[,;: ]|~|\\q?quad(?![a-zA-Z])', ' '),
     (r'\\(left|right)\s*\.', ''),
     (r'\\(left|right|[bB]igg?[lrm]?)(?![a-zA-Z])', ''),
     (r'\\[dtc]frac(?![a-zA-Z])', r'\\frac'),
-    (r'\\(mbox|mathrm|textbf|textrm|textit|textnormal|mathbf|mathit|bf|rm|operatorname)\s*\{',
-     r'\\text{'),
+    (r'\\(mbox|(text|math)(bf|rm|it|sf)|textnormal|bf|rm|operatorname|bm|boldsymbol|underline)'
+     r'\s*\{', r'\\text{'),
+    (r'(?<=[0-9])\s*\^\s*\{\s*(\\text\s*\{\s*)?(st|nd|rd|th)\s*\}(\s*\})?', ''),
+    (r'^\s*(\\text\s*\{\s*)?(?i:no ?solutions?)[\s.}]*$', r'\\emptyset '),
     (r'\\(le|leqslant|leqq)(?![a-zA-Z])|<=', r'\\leq '),
     (r'\\(ge|geqslant|geqq)(?![a-zA-Z])|>=', r'\\geq '),
-    (r'\\varnothing|\\\{\s*\\\}', r'\\emptyset '), (r'\\ne(?![a-zA-Z])|!=', r'\\neq '),
+    (r'\\varnothing|\\\{\s*\\\}', r'\\emptyset '), (r'\\ne(?![a-zA-Z])|(?<![0-9)])!=', r'\\neq '),
+    (r'!=', '! ='),
     (r'\\lt(?![a-zA-Z])', '<'), (r'\\gt(?![a-zA-Z])', '>'),
     (r'\\(lbrace|\{)', r'\\{'), (r'\\(rbrace|\})', r'\\}'),
     (r'\\langle(?![a-zA-Z])', '('), (r'\\rangle(?![a-zA-Z])', ')'),
@@ -58,10 +63,19 @@ _REWRITES = tuple((re.compile(pattern), by) for pattern, by in (
     (r'\\frac\s*\{([^{}]*)\}\s*([0-9a-zA-Z])', r'\\frac{\1}{\2}'),
     (r'\\text\s*\{\s*(\(?(?![mgshL])[A-Za-z]\)?|[^A-Za-z{}]*)\s*\}', r'\1'),
     (r'(?<![_^0-9])([0-9]+)\s*(?=\()', r'\1\\cdot '),  # or algebra takes 2(5) for a mixed number
+    (rf'(?<=[0-9])\s*(\\text\s*\{{\s*)?({"|".join(_SCALES)})(?![a-zA-Z])(\s*\}})?',
+     lambda m: rf'\cdot 10^{{{_SCALES[m[2]]}}}' + (r'\text{' if m[1] and not m[3] else '')),
+    (r'^\s*\\text\s*\{[^{}0-9]*(\}\s*=|(:|\b(is|are))\s*\})', ''),  # what it is the answer to
 ))  # yapf: disable
-_DEGREES = re.compile(r'\^\s*(\\circ|\{\s*\\circ\s*\})')
+_DEGREES = re.compile(r'\^\s*(\\circ|\{\s*\\circ\s*\})(\s*[CF](?![a-zA-Z]))?')
 _TRIGONOMETRY = re.compile(r'\\(sin|cos|tan|sec|csc|cot)')
-_UNIT = re.compile(r'(?<=[0-9)}])\s*\\text\s*\{[^{}]*\}\s*(\^\s*(\{\s*[0-9]\s*\}|[0-9]))?$')
+_NO_UNIT = (
+    r'(?i:hundreds?|thousands?|[mbtr]+illions?|dozens?|lakhs?|crores?|tens|plus|minus|times|not|'
+    r'squared|cubed|half|halves|zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|'
+    r'twelve|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety)(?![a-zA-Z])')
+_UNIT = re.compile(r'((?<=[0-9)}])|(?<=\\pi))\s*\\text\s*\{'
+                   rf'(?![^{{}}]*((?<![\^a-zA-Z{{-])[0-9]|\?|(?<![a-zA-Z]){_NO_UNIT}))'
+                   r'([^{}]|\{[^{}]*\})*\}\s*(\^\s*(\{\s*[0-9]\s*\}|[0-9]))?$')
 
 
 def clean(text: str) -> str:
@@ -76,7 +90,7 @@ def clean(text: str) -> str:
 
 
 def _stripped(text):
-  text = re.sub(' +', ' ', text).strip().rstrip(',').rstrip()
+  text = re.sub(' +', ' ', text).strip().rstrip('\\').rstrip(', ')
   return text if text.endswith('..') else text.rstrip('.').rstrip()
 
 
@@ -151,7 +165,8 @@ def _number(sign, text, exponent, percent):
 
 def _close(a: Number, b: Number) -> bool:
   """Whether two numbers are one: exactly, or as a decimal of enough digits, rounded or cut off, is
-  the other. 50% is 0.5 and 50; it is not 0.5%."""
+  the other. A reference of two places or more is what rounds to it. 50% is 0.5 and 50; it is not
+  0.5%."""
   if a.percent == b.percent:
     return _near(a, b, a.value)
   return _near(a, b, a.value) or _near(a, b, a.value * Fraction(100)**(b.percent - a.percent))
@@ -160,9 +175,13 @@ def _close(a: Number, b: Number) -> bool:
 def _near(a, b, value):
   apart = abs(value - b.value)
   rounded = max((x for x in (a, b) if x.step), key=lambda x: x.step, default=None)
+  noise = abs(b.value) / 10**12 if max(a.digits, b.digits) > 14 else 0  # of a float in full
   if not rounded:
     return not apart
-  noise = abs(b.value) / 10**12 if max(a.digits, b.digits) > 14 else 0  # of a float in full
+  if not a.step and value.denominator == 1:
+    return apart <= min(noise, Fraction(1, 1000))
+  if value == a.value and a.step and 100 * a.step <= 1 < a.digits and 2 * apart <= a.step:
+    return not b.step or b.step <= a.step  # the reference is rounded
   return apart <= noise or rounded.digits >= LEAST_DIGITS and apart < rounded.step
 
 
@@ -170,11 +189,13 @@ def _near(a, b, value):
 
 _WORDS = re.compile(
     r'\\text\s*\{[^{}]*[A-Za-z]{2}|[^\x00-\x7f]|(?<![a-zA-Z\\])(?![bpvV]?matrix|array)[a-zA-Z]{4}')
+_HAN = (r'(?![\u4e00-\u9fff]*(?:[一二两三四五六七八九零十百万亿半不]|分之|千(?![克米瓦])))'
+        r'[\u4e00-\u9fff]{1,6}')  # but no more of the number, as in 3万 or 3个半
 _WITH_UNIT = re.compile(
-    r'((?:Rs\.? ?)?[-+]?(?:[0-9][0-9,./ ]*|[0-9]*\\frac\{[0-9]+\}\{[0-9]+\}))'
-    r'(\s*(?:cm|mm|km|kg|ml|mph|ft|mg|hr|hrs|min|mi|km/h|m/s|cm/s|[元个只本米块条支人天岁次页张名棵]+)'
-    r'(?:\s?\^\s?(?:[23]|\{[23]\}))?|(?:\s+(?!hundred|thousand|million|billion|'
-    r'trillion|dozen|times|minus)[a-zA-Z][a-zA-Z./\'-]{2,}){1,4})')
+    r'((?:Rs\.? ?)?[-+]?(?:[0-9][0-9,./ ]*(?:\\cdot 10\^\{[0-9]+\})?|'
+    r'[0-9]*\\frac\{[0-9]+\}\{[0-9]+\}))'
+    rf'(\s*(?:cm|mm|km|kg|ml|mph|ft|mg|hr|hrs|min|mi|km/h|m/s|cm/s|st|nd|rd|th|{_HAN})'
+    rf'(?:\s?\^\s?(?:[23]|\{{[23]\}}))?|(?:\s+(?!{_NO_UNIT})[a-zA-Z][a-zA-Z./\'-]{{2,}}){{1,4}})')
 _ASSIGNED = re.compile(rf'((?:[A-Za-z]|\\(?!(?:{_FUNCTIONS})(?![a-z]))[a-z]+\s?)'
                        r'(?:_(?:[A-Za-z0-9]|\{[A-Za-z0-9,\\ ]*\}))?'
                        r'(?:\s?\(\s?[A-Za-z]\s?\))?)\s*(?:=|\\in(?![a-z]))\s*([^=<>]+)')
@@ -203,12 +224,22 @@ def _verdict(a, b, depth):
     return bases[0] is not None and b == bases[0][1]
   if any(map(_RATIO.fullmatch, (a, b))) or not y and _SPACED.fullmatch(b) or _BY_ZERO.search(b):
     return False
+  if _contradicts(b):
+    return False
   if _WORDS.search(a) or _WORDS.search(b):
     return key(a).casefold() == key(b).casefold()
   m, n = _ASSIGNED.fullmatch(a), _ASSIGNED.fullmatch(b)
   if (m is None) != (n is None) or (m and n and key(m[1]) == key(n[1])):
     return _verdict(m[2] if m else a, n[2] if n else b, depth + 1) if depth < 3 else None
   return _lists(parts(a), parts(b), depth)
+
+
+def _contradicts(text):
+  """Whether it says of two different numbers that they are equal, as 1 = 2 does."""
+  near = '\\approx' in text
+  found = [number(piece.strip()) for piece in re.split(r'=|\\approx', text)]
+  found = [(x.value / 100 if x.percent else x.value, x.step or int(near)) for x in found if x]
+  return any(x != y and abs(x - y) >= max(s, t) for (x, s), (y, t) in zip(found, found[1:]))
 
 
 def _quantity(text):

@@ -24,8 +24,11 @@ _BETWEEN = re.compile(r'(?:\\q?quad|\\text|\\[,; ()]|[\s$.{}])*(?:,|;|、|and|or
 _SAID = re.compile(r'(?i:\banswer\s*(?:is|are|:|=|：|(?=\$|\\\(|\\\[)))|答案\s*(?:是|为|：|:)')
 _FORMULA = re.compile(r'\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]', re.DOTALL)
 _NUMBER = re.compile(r'[-−]?\\[dt]?frac\{-?[0-9]+\}\{[0-9]+\}|'
-                     r'(?<![\w.,])[-−]?[0-9][0-9,]*(?:\.[0-9]+)?(?:/[0-9]+)?%?(?![0-9])')
-_WORD = re.compile(r'(?<![a-zA-Z\\{])[a-zA-Z]{2,}')
+                     r'(?<![a-zA-Z0-9_.,])[-−]?[0-9][0-9,]*(?:\.[0-9]+)?(?:/[0-9]+)?%?(?![0-9])')
+_WORD = re.compile(r'(?<![a-zA-Z\\{])[a-zA-Z]{2,}|[\u4e00-\u9fff]')
+_EMPHASIS = re.compile(r'(?<![a-zA-Z0-9)\]}\\])(?:\*\*|__?)(?=[^\s{])|'
+                       r'(?<=\S)(?:\*\*|__?)(?![a-zA-Z0-9({\\])|`([^`\n]+)`')
+MAX_SAID = 8  # of "answer is", from the last one back
 
 
 def extract(text: str) -> str | None:
@@ -35,8 +38,9 @@ def extract(text: str) -> str | None:
   The first of these that the summary has: the last \boxed{...}, together with those that a comma or
   an "and" joins to it; the last answer block, read as what follows here, or else whole; a last
   line after `####`; what follows the last "answer is", up to the end of its formula or sentence;
-  the last number, or the formula that it stands in. None, too, where the box never closes, or the
-  answer is longer than MAX_ANSWER.
+  the last number, or the formula that it stands in. Of several "answer is", the last one before a
+  number or a formula counts, if there is one. Markdown's emphasis is left out. None, too,
+  where the box never closes, or the answer is longer than MAX_ANSWER.
   """
   summary = prompts.summary(text)
   if summary is None:
@@ -48,15 +52,18 @@ def extract(text: str) -> str | None:
   if found is None:
     found = _said(summary if block is None else block)
   if found is None:
-    found = block
+    found = block and _EMPHASIS.sub(r'\1', block)
   if found is None:
     found = _last(summary)
   return found if found and len(found) <= MAX_ANSWER else None
 
 
+_BRACES = {'\\{': '\\lbrace ', '\\}': '\\rbrace '}
+
+
 def _boxed(text):
   """What the last box holds, or the last ones, joined by commas; None where there is none."""
-  text = text.replace('\\{', '\\lbrace ').replace('\\}', '\\rbrace ')  # which do not nest
+  text = re.sub(r'\\[\\{}]', lambda m: _BRACES.get(m[0], m[0]), text)  # which do not nest
   boxes, end = [], len(text)
   while len(boxes) < equal.MAX_PARTS:
     start = text.rfind('\\boxed{', 0, end)
@@ -67,7 +74,7 @@ def _boxed(text):
     if boxes and not _BETWEEN.fullmatch(piece.partition(inside or '{')[2].strip()[1:]):
       break
     boxes, end = [inside, *boxes], start
-  found = ','.join(boxes).replace('\\lbrace ', '\\{').replace('\\rbrace ', '\\}')
+  found = re.sub(r'\\([lr])brace ?', lambda m: '\\' + '{}'[m[1] == 'r'], ','.join(boxes))
   return found if boxes else None
 
 
@@ -75,14 +82,24 @@ def _said(text):
   """What a last line marked with `####` holds, or what follows the last "answer is", or None."""
   _, marked, tail = text.rpartition('####')
   if marked and tail.strip() and '\n' not in tail.strip():
-    return tail.strip()
-  said = _final(_SAID, text)
-  if said is None:
-    return None
-  tail = text[said.end():said.end() + MAX_ANSWER].strip(' *:：\n')
+    text = tail
+    if not _SAID.search(text):
+      return _EMPHASIS.sub(r'\1', tail).strip()
+  found = None
+  for said in reversed(list(_SAID.finditer(text))[-MAX_SAID:]):
+    found, before = _told(text[said.end():said.end() + MAX_ANSWER]), found
+    if found and re.search(r'[0-9$\\]', found):
+      return found
+    found = before or found
+  return found
+
+
+def _told(tail):
+  """The answer that a text begins with, up to the end of its formula or sentence, or None."""
+  tail = _EMPHASIS.sub(r'\1', tail.strip(' *:：\n'))
   formula = _FORMULA.match(tail)
   start = formula.end() if formula else 0
-  rest = re.split(r'\.\s|。|\n', tail[start:])[0]
+  rest = re.split(r'\.\s|。|\n|(?<=[0-9a-zA-Z)*])!(?=\s|$)|, not ', tail[start:])[0]
   if formula and not re.search(r'[$0-9]|\\\(', rest):  # what follows is no part of the answer
     return _inside(formula)
   sentence = tail[:start + len(rest)].rpartition(' is ')[2].strip(' *').rstrip('.')
@@ -111,24 +128,35 @@ def _inside(formula):
   return next(filter(None, formula.groups())).strip()
 
 
-_LETTERS = r'[\s(（{]*([A-J](?:(?:[\s,、&和]|and)*[A-J])*)(?![A-Za-z])'
-_HEAD = re.compile(r'[\s(（*$]*(?:\\(?:text|textbf|mathrm|mathbf)\s*)?' + _LETTERS)
-_CHOSEN = re.compile(r'(?:(?i:answer|option|choice)|答案|选)[^A-Za-z\n]{0,10}(?:(?i:is|are)\b)?'
-                     r'[^A-Za-z\n]{0,10}(?:\\(?:text|textbf|mathrm|mathbf)\s*)?' + _LETTERS)
+_STYLE = (r'(?:\\(?:text|(?:text|math)(?:bf|rm|it|sf)|bf|rm|bm|boldsymbol|displaystyle)'
+          r'(?![a-zA-Z])[\s{]*)?')
+_JOINT = r'(?:[ \t)）]*(?:(?:[,、&和]|and\b)[ \t(（]*)+)?'
+# Letters that are joined; but none where an "or" or a slash offers another one
+_LETTERS = (rf'[\s(（{{]*((?>[A-J](?:{_JOINT}(?!I [a-z])[A-J](?![a-z]| is\b))*))'
+            r'(?![A-Za-z]|[\s)）}$*]*,?\s*(?:/|(?:\\text\{\s*)?or\b|或))')
+_OPEN = re.compile(r'[(（][A-J][)）][\s,]*(?:/|or\b|或)[\s]*[(（][A-J][)）]')
+_HEAD = re.compile(r'[\s(（{*$]*' + _STYLE + _LETTERS)
+_CHOSEN = re.compile(r'(?:(?i:answer|option|choice)|答案|选)[^A-Za-z\n.]{0,10}(?:(?i:is|are)\b)?'
+                     r'[^A-Za-z\n.]{0,10}(?:(?<=[:：*])\s+[^A-Za-z\n.]{0,10})?' + _STYLE + _LETTERS)
+_CORRECT = re.compile(r'\b([A-J])\b[)）*]{0,3} is (?:the )?(?:correct|right|best)\b')
+_LED = re.compile(r'[\s*]*([A-J])(?:[)）:：]|\.\s)')
 _BRACKETED = re.compile(r'[(（]([A-J])[)）]')
 
 
 def chosen(text: str) -> str | None:
-  """The letters that a completion chooses, in order, as "B" or "ACD"; None where there are none.
+  """The letters that a completion chooses, in order, as "B" or "ACD"; None where there are none, or
+  where an "or" leaves it open.
 
   They are read at the head of a box, of an answer block or of a summary of a few characters, or
-  else from what is last said to be the answer, or else from the last "(B)".
+  else from what is last said to be the answer or to be correct, or else at the head of the summary,
+  before a mark such as "B)", or else from the last "(B)".
   """
   summary = prompts.summary(text) or ''
   block = prompts.last_answer(text.rpartition('</think>')[2])
   marked = next((x for x in (_boxed(summary), block, summary) if x is not None))[-MAX_ANSWER:]
   found = _HEAD.match(marked) if marked is not summary or len(summary) < 8 else None
-  found = found or _final(_CHOSEN, marked) or _final(_BRACKETED, marked)
+  found = (found or _final(_CHOSEN, marked) or _final(_CORRECT, marked) or _LED.match(marked) or
+           _final(_BRACKETED, _OPEN.sub('', marked)))
   return ''.join(sorted(set(re.findall('[A-J]', found[1])))) if found else None
 
 
@@ -142,7 +170,22 @@ def choice(problem: Problem, completion: Completion) -> float:
 
 def same(a: str, b: str) -> bool:
   """Whether two extracted answers are plainly the same: for majority votes, without workers."""
-  return equal.verdict(a, b) is True
+  return equal.verdict(a, b) is True or equal.verdict(_read(a), _read(b)) is True
+
+
+_ASIDE = re.compile(r'\b(or|not|about|between|from|to)\b|或|不')
+
+
+def _read(text):
+  """What a sentence says, such as "She makes 9*2=18 dollars": its one number or formula, or the one
+  that follows its last "="; a text that is no such sentence as it is."""
+  if len(text) > MAX_ANSWER or len(_WORD.findall(text)) < 3 or _ASIDE.search(text):
+    return text
+  numbers = [*_NUMBER.finditer(_FORMULA.sub(' ', text)), *_FORMULA.finditer(text)]
+  said = re.match(r'\s*(?:[A-Za-z]+\s|[\u4e00-\u9fff])', text)
+  if said and (len(numbers) == 1 or re.search(r'=\s*\\?\$?[-0-9.,/]++[^-+*/=0-9$\\]*$', text)):
+    return _last(text)
+  return text
 
 
 def accuracy(problem: Problem, completion: Completion) -> float:
@@ -183,6 +226,9 @@ def _attempt(gold, extract, text, known):
     if found is not None and len(found) > MAX_ANSWER:
       found = None
     verdict = equal.verdict(gold, found) if found else False
+    if verdict is False and found and _read(gold) == gold:
+      found = _read(found)
+      verdict = equal.verdict(gold, found)
     if verdict is None:
       pair = (equal.clean(gold), equal.clean(found))
       verdict = known.get(pair, pair) if _reasonable(*pair) else False

@@ -35,11 +35,13 @@ def check(pair: list[str]) -> bool:
     _digits(answer)
   except TooLarge:
     return False
-  reference, answer = map(_plain, (reference, answer))
+  reference, answer = (_union(_plain(x)) for x in (reference, answer))
   if isinstance(reference, sympy.Symbol) and isinstance(answer, sympy.Expr):
     answer = answer.doit()  # n + 0 is n, which math-verify compares as names
-  if _differ(reference, answer):
+  if _differ(reference, answer) or _false(answer):
     return False
+  if sympy.S.EmptySet in (reference, answer):  # an equation without solutions is another answer
+    return reference == answer
   same = math_verify.verify(reference, answer, allow_set_relation_comp=True, timeout_seconds=None)
   return same and not _without_solution(reference, answer)
 
@@ -91,6 +93,19 @@ def _plain(x):
   return x.xreplace({unit: sympy.I}) if isinstance(x, (sympy.Expr, sympy.MatrixBase)) else x
 
 
+def _union(x):
+  """Of inequalities that exclude one another, such as x < 1 or x > 2, the set that solves one."""
+  if not isinstance(x, sympy.FiniteSet) or len(x) < 2 or len(x.free_symbols) != 1:
+    return x
+  if not all(isinstance(y, (sympy.core.relational.Relational, sympy.And)) for y in x):
+    return x
+  try:
+    found = [y.as_set() for y in x]
+  except (NotImplementedError, TypeError, ValueError, AttributeError):
+    return x
+  return x if sympy.Intersection(*found) else sympy.Union(*found)
+
+
 def _digits(x) -> float:
   """About how many digits the value of an expression has, with 1 for a variable; TooLarge where one
   on the way to it has more than MAX_DIGITS."""
@@ -126,6 +141,14 @@ def _differ(a, b) -> bool:
     return False
   x, y = (_value(z, a.free_symbols) for z in (a, b))
   return x is not None and y is not None and abs(x - y) > abs(x) / 10**6
+
+
+def _false(x) -> bool:
+  """Whether it says of two different numbers that they are equal."""
+  if not isinstance(x, sympy.Eq) or x.free_symbols:
+    return False
+  left, right = (_value(z, ()) for z in x.args)
+  return left is not None and right is not None and abs(left - right) > abs(left) / 100
 
 
 def _without_solution(a, b) -> bool:

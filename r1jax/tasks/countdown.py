@@ -24,8 +24,10 @@ ASK = ('{question}\nPlease reason step by step, and put the expression alone wit
 LARGEST_TARGET = 999
 MAX_LENGTH, MAX_DEPTH = 200, 20  # characters and brackets of an expression
 STEPS = {'+': operator.add, '-': operator.sub, '*': operator.mul, '/': operator.truediv}
-_SIGNS = {'×': '*', '·': '*', '÷': '/', '−': '-', '–': '-', '\\times': '*', '\\cdot': '*',
-          '\\div': '/', '\\left': '', '\\right': '', '$': ''}  # yapf: disable
+_SIGNS = {'×': '*', '·': '*', '÷': '/', '−': '-', '–': '-', 'x': '*', '\\times': '*',
+          '\\cdot': '*', '\\ast': '*', '\\div': '/', '\\left': '', '\\right': '', '$': '',
+          '\\,': ' ', '\\(': '', '\\)': '', '\\[': '', '\\]': '', '[': '(', ']': ')', '{': '(',
+          '}': ')', '\\dfrac': '\\', '\\tfrac': '\\', '\\frac': '\\'}  # yapf: disable
 
 
 def load(split: str, template: str = prompts.R1, count: int | None = None,
@@ -64,10 +66,14 @@ def _reach(rng, numbers):
 
 def makes_target(problem: Problem, completion: Completion) -> float:
   """1 if the expression in the box, or in the answer block, uses the numbers, each at most once,
-  and its value is the target, else 0. What follows a '=' is not read."""
+  and its value is the target, else 0. It stands before the first '=', or after it where the target
+  stands before; what else is equal to it is not read."""
   goal = json.loads(problem.answer)
+  sides = (math_grader.extract(completion.text) or '').split('=', 2)
   try:
-    value, used = evaluate(math_grader.extract(completion.text) or '')
+    value, used = evaluate(sides[0])
+    if (value, used) == (goal['target'], [goal['target']]) and sides[1:]:
+      value, used = evaluate(sides[1])
   except (ValueError, ZeroDivisionError):
     return 0.0
   left = list(goal['numbers'])
@@ -79,16 +85,18 @@ def makes_target(problem: Problem, completion: Completion) -> float:
 
 
 def evaluate(text: str) -> tuple[Fraction, list[int]]:
-  """The value of an expression of whole numbers, exactly, and the numbers in it, in order.
+  """The value of an expression of whole numbers, exactly, and the numbers in it, in order. It may
+  be in LaTeX; a fraction is a backslash before two atoms from here on.
 
   Raises ValueError where it is none, or is longer or deeper than an honest one.
   """
-  text = text.partition('=')[0][:MAX_LENGTH + 1]
+  if len(text) > MAX_LENGTH:
+    raise ValueError('no honest expression')
   for sign, plain in _SIGNS.items():
     text = text.replace(sign, plain)
-  if len(text) > MAX_LENGTH or re.search(r'[^0-9+\-*/()\s]|[0-9]\s+[0-9]', text):
+  if re.search(r'[^0-9+\-*/()\\\s]|[0-9]\s+[0-9]', text):
     raise ValueError('no expression')
-  tokens = re.findall(r'[0-9]+|[-+*/()]', text)
+  tokens = re.findall(r'[0-9]+|[-+*/()\\]', text)
   value, rest = _sum(tokens, 0)
   if rest:
     raise ValueError(f'{rest[0]} is too much')
@@ -110,7 +118,7 @@ def _chain(tokens, signs, part, depth):
 
 
 def _atom(tokens, depth):
-  """atom = number | ( sum )"""
+  """atom = number | ( sum ) | \\ atom atom"""
   if not tokens or depth > MAX_DEPTH:
     raise ValueError('it ends early, or is too deep')
   head, rest = tokens[0], tokens[1:]
@@ -119,6 +127,10 @@ def _atom(tokens, depth):
     if not rest or rest[0] != ')':
       raise ValueError('a bracket is open')
     return value, rest[1:]
+  if head == '\\':
+    above, rest = _atom(rest, depth + 1)
+    below, rest = _atom(rest, depth + 1)
+    return above / below, rest
   if not head.isdecimal():
     raise ValueError(f'{head} is no number')
   return Fraction(int(head)), rest
