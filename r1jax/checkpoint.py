@@ -35,12 +35,17 @@ def load_model(folder, machine, mesh, wrap=lambda model: model):
   if not (folder / 'config.json').exists():
     raise UserError(f'there is no model in {folder} (no config.json): give the folder of a '
                     'finished stage or of a Hugging Face model, or run the stage that makes it')
-  model = wrap(model_lib.make(hf.read_config(folder), machine))
+  bare = model_lib.make(hf.read_config(folder), machine)
+  model = wrap(bare)
   shapes = hf.shapes(model, machine.param_dtype)
   where = sharding.shardings(model.axes(), shapes, mesh)
   if (folder / 'params').exists():
     params = load_params(folder / 'params', shapes, where)
   elif any(folder.glob('*.safetensors')):
+    more = ' and '.join(sorted(model.axes().keys() - bare.axes().keys()))
+    if more:
+      raise UserError(f'{folder} is a language model without {more}: train a reward model from it '
+                      'with stages/reward_model and name that one\'s folder')
     params = hf.load_params(folder, model.config, where, machine.param_dtype)
   else:
     raise UserError(f'{folder} has a config.json but neither params/ nor *.safetensors: the stage '
@@ -91,39 +96,61 @@ def check_fit(folder, found, wanted):
 
 
 def _by_name(tree):
-  leaves = jax.tree.leaves_with_path(tree)
-  return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in leaves}
+  return {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def _name(path):
+  return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
 def fingerprint(folder) -> str:
-  """sha256 over the name, dtype, shape and bytes of every parameter of a model folder; of a stage
-  that makes no model, over the files that it is for."""
+  """sha256 of what a folder is for: of a stage's model, the name, dtype, shape and bytes of every
+  parameter; of a stage that makes none, RESULTS; of a Hugging Face model, config.json and
+  safetensors. One parameter, or a piece of a file, is in memory at a time."""
   folder = pathlib.Path(folder)
   made = sorted(path for name in RESULTS for path in folder.glob(name))
   if made:
-    digest = hashlib.sha256()
-    for path in made:
-      with open(path, 'rb') as f:
-        digest.update(f'{path.name} {hashlib.file_digest(f, "sha256").hexdigest()}\n'.encode())
-    return digest.hexdigest()
+    return _hash_files(made)
   if (folder / 'params').exists():
-    path = (folder / 'params').absolute()
-    with ocp.PyTreeCheckpointer() as reader:
-      shapes = reader.metadata(path).item_metadata.tree
-      whole = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
-      return hash_tree(reader.restore(path, restore_args=whole))
-  machine = sharding.Machine(data=1, unroll=False, remat=False)
-  return hash_tree(load_model(folder, machine, sharding.make_mesh(machine))[1])
+    return _hash_arrays(_stored(folder / 'params'))
+  weights = sorted(folder.glob('*.safetensors'))
+  if not weights:
+    raise UserError(f'there is no model in {folder} (neither params/ nor *.safetensors): give the '
+                    'folder of a finished stage or of a Hugging Face model')
+  return _hash_files([folder / 'config.json', *weights])
 
 
 def hash_tree(tree) -> str:
   """sha256 over the name, dtype, shape and bytes of all leaves, in the order of their names."""
+  return _hash_arrays((name, jax.device_get(x)) for name, x in sorted(_by_name(tree).items()))
+
+
+def _hash_arrays(named):
   digest = hashlib.sha256()
-  for name, leaf in sorted(_by_name(tree).items()):
-    array = np.ascontiguousarray(jax.device_get(leaf))
+  for name, array in named:
     digest.update(f'{name} {array.dtype} {array.shape}\n'.encode())
-    digest.update(array.tobytes())
+    digest.update(np.ascontiguousarray(array).tobytes())
   return digest.hexdigest()
+
+
+def _hash_files(paths):
+  digest = hashlib.sha256()
+  for path in paths:
+    with open(path, 'rb') as f:
+      digest.update(f'{path.name} {hashlib.file_digest(f, "sha256").hexdigest()}\n'.encode())
+  return digest.hexdigest()
+
+
+def _stored(path):
+  """Yields (name, array) of what orbax stored there, in the order of the names."""
+  path = path.absolute()
+  with ocp.PyTreeCheckpointer() as reader:
+    tree = reader.metadata(path).item_metadata.tree
+    whole = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    for name in sorted(_by_name(tree)):
+      here = lambda at, x, name=name: x if _name(at) == name else ocp.PLACEHOLDER
+      one = reader.restore(path, jax.tree.map_with_path(here, tree), restore_args=whole)
+      yield name, _by_name(one)[name]
 
 
 class States:

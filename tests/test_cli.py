@@ -11,6 +11,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from r1jax import checkpoint, main, sharding
+from r1jax.model import scalar
+from r1jax.types import UserError
 
 EXPERIMENT = Path(__file__).parent / 'experiment.py'
 
@@ -146,10 +148,31 @@ def test_fingerprint_and_export(cli, refused, finished):
   assert other != out
   code, _, _ = cli('export', finished / 'out/zero', 'hf')
   assert code == 0 and Path('hf/model.safetensors').exists()
-  assert cli('fingerprint', 'hf')[1] == out
+  shutil.copytree('hf', 'copy')
+  _, ours, _ = cli('fingerprint', 'hf')
+  assert cli('fingerprint', 'copy')[1] == ours and ours not in (out, other)
+  weights = Path('copy/model.safetensors')
+  weights.write_bytes(weights.read_bytes()[:-1] + b'\1')
+  assert cli('fingerprint', 'copy')[1] != ours
+  shutil.copy('hf/model.safetensors', 'copy')
+  Path('copy/config.json').write_text('{}')
+  assert cli('fingerprint', 'copy')[1] != ours
   for command in (['fingerprint', 'lost'], ['export', 'lost',
                                             'hf2'], ['sample', 'lost', '--prompt', 'x']):
     assert 'there is no model in lost' in refused(*command)
+
+
+def test_a_fingerprint_is_that_of_the_parameters(finished):
+  machine, mesh = sharding.start(sharding.Machine(data=1))
+  params = checkpoint.load_model(finished / 'out/zero', machine, mesh)[1]
+  assert checkpoint.fingerprint(finished / 'out/zero') == checkpoint.hash_tree(params)
+
+
+def test_a_language_model_is_no_reward_model(finished, tmp_path):
+  machine, mesh = sharding.start(sharding.Machine(data=1))
+  checkpoint.export(tmp_path, *checkpoint.load_model(finished / 'out/zero', machine, mesh))
+  with pytest.raises(UserError, match='without score_bias and score_head: train a reward model'):
+    checkpoint.load_model(tmp_path, machine, mesh, wrap=scalar.make)
 
 
 def test_half_precision_in_files_and_in_memory(cli, refused, finished, base):

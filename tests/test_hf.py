@@ -212,8 +212,9 @@ def test_half_precision_and_what_some_files_carry_besides(tmp_path):
   tensors = tensors_of(FIXTURES / 'qwen2')
   dtypes = [bfloat16, np.float16]
   halves = {key: x.astype(dtypes[i % 2]) for i, (key, x) in enumerate(tensors.items())}
-  names = ['lm_head.weight', 'model.layers.0.self_attn.rotary_emb.inv_freq']  # the model is tied
-  extra = {name: np.zeros([4], np.float32) for name in names}
+  head = halves['model.embed_tokens.weight'].astype(np.float32)  # the model is tied
+  buffer = np.zeros([4], np.float32)
+  extra = {'lm_head.weight': head, 'model.layers.0.self_attn.rotary_emb.inv_freq': buffer}
   (tmp_path / 'half').mkdir()
   save_file({**halves, **extra}, tmp_path / 'half' / 'model.safetensors')
   cfg = hf.read_config(FIXTURES / 'qwen2')
@@ -243,6 +244,34 @@ def test_weights_that_are_refused(change, named, tmp_path):
   with pytest.raises(UserError) as e:
     hf.load_params(tmp_path, hf.read_config(FIXTURES / 'yarn'))
   assert all(text in str(e.value) for text in named)
+
+
+@pytest.mark.parametrize('name, copy, source', [
+    ('qwen2', 'lm_head.weight', 'model.embed_tokens.weight'),
+    ('deepseek_r1', 'model.layers.3.embed_tokens.weight', 'model.embed_tokens.weight'),
+    ('deepseek_r1', 'model.layers.3.shared_head.head.weight', 'lm_head.weight'),
+])
+def test_copies_that_are_none_are_refused(name, copy, source, tmp_path):
+  tensors, cfg = tensors_of(FIXTURES / name), hf.read_config(FIXTURES / name)
+  same = tensors[source]
+  other = same.copy()
+  other[-1, -1] += 1
+  for value, refused in ((same, False), (other, True), (same[1:], True)):
+    save_file({**tensors, copy: value}, tmp_path / 'model.safetensors')
+    if refused:
+      with pytest.raises(UserError, match=f'{copy} is not the same as {source}'):
+        hf.load_params(tmp_path, cfg)
+    else:
+      hf.load_params(tmp_path, cfg)
+
+
+def test_matrices_are_compared_to_their_last_rows():
+  x = np.zeros([7, 2], np.float32)
+  assert hf._same(x, x.astype(np.float16), rows=3)
+  for row in range(7):
+    y = x.copy()
+    y[row, 1] = 1
+    assert not hf._same(x, y, rows=3)
 
 
 def test_files_that_are_missing_or_cut_short(tmp_path):

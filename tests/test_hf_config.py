@@ -174,6 +174,18 @@ def test_both_generations_of_rope_mean_the_same(tmp_path):
   assert read({**base, 'rope_scaling': None}, tmp_path).rope == rope.Default(10000.0)
 
 
+def test_two_entries_for_a_rope_have_to_agree(tmp_path):
+  base = config_of('llama3')
+  new = base['rope_parameters']
+  want = hf.read_config(FIXTURES / 'llama3')
+  theta = new['rope_theta']
+  for more in ({'rope_scaling': new}, {'rope_theta': theta}, {'rope_scaling': {}}):
+    assert read({**base, **more}, tmp_path) == want
+  apart = {key: value for key, value in new.items() if key != 'rope_theta'}
+  assert read({**base, 'rope_parameters': apart, 'rope_scaling': new}, tmp_path) == want
+  assert read({**base, 'rope_parameters': apart, 'rope_theta': theta}, tmp_path) == want
+
+
 @pytest.mark.parametrize('name', ['gemma3', 'deepseek_v3', 'qwen3_moe'])
 def test_what_a_missing_key_means_is_what_transformers_writes(name, tmp_path):
   """Their files have every key: without those that have the class's default, they mean the same."""
@@ -235,6 +247,28 @@ REFUSED = [  # model, what is changed in its config.json, what the error must na
     ('llama3', {'rope_parameters': {**ROPE, 'partial_rotary_factor': 0.5}}, 'partial_rotary'),
     ('llama3', {'rope_parameters': {**ROPE, 'factor': None}}, 'factor'),
     ('llama3', {'rope_parameters': {**ROPE, 'rope_type': 'default'}}, 'factor'),
+    ('llama3', {'rope_parameters': {**ROPE, 'factor': '4'}}, "factor of the yarn rope is '4'"),
+    ('llama3', {'rope_parameters': {'rope_type': ['yarn']}}, 'another kind'),
+    ('llama3', {'rope_scaling': {'type': 'linear', 'factor': 2.0}},
+     'rope_parameters says Llama3.* and rope_scaling says Linear'),
+    ('llama3', {'rope_theta': 123.0}, 'rope_theta says 123.0 and rope_parameters.rope_theta says'),
+    ('gemma3', {'rope_theta': 123.0}, 'rope_parameters.full_attention.rope_theta'),
+    ('gemma3', {'rope_local_base_freq': 123.0}, 'rope_parameters.sliding_attention.rope_theta'),
+    ('gemma3', {'rope_scaling': {'type': 'linear', 'factor': 3.0}},
+     'rope_parameters.full_attention says .* and rope_scaling says Linear'),
+    ('gemma2', {'query_pre_attn_scalar': None}, 'query_pre_attn_scalar is not there'),
+    ('gemma3', {'sliding_window_pattern': None}, 'sliding_window_pattern is not there'),
+    ('qwen2', {'max_window_layers': None}, 'max_window_layers is not there'),
+    ('smollm3', {'no_rope_layer_interval': None}, 'no_rope_layer_interval is not there'),
+    ('deepseek_v2_groups', {'topk_group': None}, 'topk_group is not there'),
+    ('llama3', {'hidden_size': '32'}, "hidden_size is '32', and must be of type int"),
+    ('llama3', {'num_hidden_layers': True}, 'num_hidden_layers is True'),
+    ('llama3', {'rms_norm_eps': '1e-6'}, "rms_norm_eps is '1e-6', and .* int or float"),
+    ('llama3', {'tie_word_embeddings': 'no'}, 'tie_word_embeddings'),
+    ('llama3', {'rope_scaling': 'yarn'}, "rope_scaling is 'yarn', and must be of type dict"),
+    ('qwen2', {'layer_types': 'full_attention'}, 'layer_types is .* type list'),
+    ('qwen2', {'layer_types': [[], []]}, 'another kind'),
+    ('llama3', {'model_type': ['llama']}, 'another kind'),
 ]  # yapf: disable
 
 

@@ -114,11 +114,17 @@ def test_what_learns_and_where_it_lies(tiny):
       'experts_down', 'shared_gate_up', 'shared_down'
   }
   assert chosen(lora.LoRA(targets=('o', 'router', 'embed'))) == {'o', 'router', 'embed'}
+  assert chosen(lora.LoRA(targets=('F',))) == {'gate_up', 'down'}
+  experts = {'experts_gate', 'experts_up', 'experts_down'}
+  assert chosen(lora.LoRA(targets=('IE', 'o'))) == experts | {'o'}
+  assert chosen(lora.LoRA(targets=('V',))) == {'embed'}
   axes = lora.make(model, CFG).axes()['adapters']['layers']
   assert axes['experts_up'] == {'a': 'LEDr', 'b': 'LErI'}
   assert axes['o'] == {'a': 'LHOr', 'b': 'LrD'} and axes['router'] == {}
   with pytest.raises(UserError, match="has 'qkv', and the model's matrices are .*down, embed"):
     chosen(lora.LoRA(targets=('o', 'qkv')))
+  with pytest.raises(UserError, match="has 'FH', .*or their axis letters"):
+    chosen(lora.LoRA(targets=('FH',)))
   with pytest.raises(UserError, match='rank is 0'):
     lora.LoRA(rank=0)
 
@@ -135,6 +141,37 @@ def test_fresh_adapters_change_nothing(tiny):
   a = np.asarray(whole['adapters']['layers']['o']['a'])
   close(a.std(), 32**-0.5, rtol=0.15)  # KRW = 32 inputs
   assert not np.array_equal(a[0], a[1])
+
+
+def test_what_reads_is_random_of_the_embedding_and_of_the_head(tiny):
+  """An embedding reads one of V = 38 rows, and a head D = 32 numbers, though both are 'VD'."""
+  model, params = tiny(tied=False)
+  cfg = lora.LoRA(rank=64, targets=('embed', 'head'))
+  adapters = lora.adapt(cfg, model, params, 0, sharding.make_mesh(MACHINE))[2]['adapters']
+  embed, head = adapters['embed'], adapters['head']
+  assert embed['a'].shape == head['a'].shape == (38, 64)
+  close(embed['a'].std(), 1, rtol=0.1)
+  close(head['b'].std(), 32**-0.5, rtol=0.1)
+  assert not embed['b'].any() and not head['a'].any()
+
+
+def test_a_bfloat16_base_stays_so(tiny, tmp_path):
+  model, params = tiny(V=275)
+  half = jax.tree.map(lambda x: x.astype('bfloat16'), params)
+  learner, whole = adapted(model, half)
+  merged = jax.jit(lambda params: lora.merge(CFG, params))(whole)
+  assert {x.dtype.name for x in jax.tree.leaves(merged)} == {'bfloat16'}
+  _, wide = adapted(model, jax.tree.map(jnp.float32, half))
+  jax.tree.map(lambda x, y: same(x, y.astype('bfloat16')), merged, lora.merge(CFG, wide))
+  tokens = tokens_of(2, 7)
+  close(logits(learner, whole, tokens), logits(model, merged, tokens), atol=2e-5)  # one model
+
+  checkpoint.save_model(tmp_path, model, merged, experiment.train_tokenizer(['1+1'], 265))
+  mesh = sharding.make_mesh(MACHINE)
+  for dtype in ('bfloat16', 'float32'):
+    machine = dataclasses.replace(MACHINE, param_dtype=dtype)
+    got = checkpoint.load_model(tmp_path, machine, mesh)[1]
+    jax.tree.map(lambda x, y: same(x, y.astype(dtype), strict=True), got, merged)
 
 
 # -- updates ---------------------------------------------------------------------------------------
@@ -201,6 +238,32 @@ def test_moments_and_reference_are_those_of_the_adapters(tiny):
   assert count(whole['adapters']) == count(state.reference) == learnt
   assert count(state.opt) == 2 * learnt + 2  # and two counters
   assert optim.reference(state)['base'] is state.params['base']
+
+
+def test_layers_for_further_tokens_do_not_learn(tiny, tmp_path):
+  """They have no moments and no place in saved states, and the model keeps them."""
+  model, params = tiny(unroll=False, mtp=1)
+  mesh = sharding.make_mesh(MACHINE)
+  tx = optim.chain(optim.Optimizer(lr=0.1, weight_decay=0.1), 1)
+  batch = sft.make_batch(packing.pack([([1, 2, 3, 4], 1)], 12), range(1), 1, mesh)
+  loss = lambda params, part: losses.cross_entropy(model, params, part)
+  there = jax.device_put(params, sharding.shardings(model.axes(), params, mesh))
+  fresh = lambda: optim.init(tx, jax.tree.map(jnp.copy, there), reference=there)
+  state = optim.make_update(loss, model, tx, mesh, 1)(fresh(), batch)[0]
+  jax.tree.map(same, state.params['mtp'], params['mtp'])
+  assert np.abs(state.params['embed'] - params['embed']).max() > 0.05
+  assert 'mtp' not in state.reference
+  count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+  assert count(state.opt) == 2 * (count(params) - count(params['mtp'])) + 2
+
+  states = checkpoint.States(tmp_path)
+  states.save(1, state)
+  states.close()
+  again = checkpoint.States(tmp_path)
+  got = again.restore(1, fresh())
+  again.close()
+  jax.tree.map(same, got, state)
+  assert not list((tmp_path / 'state/1/params').glob('mtp*'))
 
 
 # -- stages ----------------------------------------------------------------------------------------

@@ -266,7 +266,7 @@ def _check(folder, cfg, ours, stored):
   copies['lm_head.weight'] = 'embed'  # some write the tied head all the same
   for name in sorted(left):
     if name in copies:
-      source, = ours.get((copies[name],), ours['embed',])
+      source, = ours.get((copies[name],)) or ours[('embed',)]
       if not _same(stored[name], stored[source.name]):
         raise UserError(f'{folder}: tensor {name} is not the same as {source.name}, of which its '
                         f'config makes it a copy: {again}')

@@ -30,6 +30,19 @@ ONLY = {  # key -> the one value whose maths is written here, which is also what
     'partial_rotary_factor': 1.0, 'use_mrope': False, 'is_encoder_decoder': False,
     'add_cross_attention': False, 'pruned_heads': {},
 }  # yapf: disable
+KINDS = {  # what keys have to hold, unless they are absent or null
+    (int,): '''first_k_dense_replace head_dim hidden_size intermediate_size kv_lora_rank
+    max_position_embeddings max_window_layers moe_intermediate_size n_group n_routed_experts
+    n_shared_experts no_rope_layer_interval num_attention_heads num_experts num_experts_per_tok
+    num_hidden_layers num_key_value_heads num_local_experts num_nextn_predict_layers q_lora_rank
+    qk_nope_head_dim qk_rope_head_dim sliding_window sliding_window_pattern topk_group v_head_dim
+    vocab_size''',
+    (int, float): '''attn_logit_softcapping final_logit_softcapping initializer_range
+    query_pre_attn_scalar rms_norm_eps rope_local_base_freq rope_theta routed_scaling_factor''',
+    (bool,): 'norm_topk_prob tie_word_embeddings use_sliding_window',
+    (list,): 'layer_types mlp_only_layers no_rope_layers',
+    (dict,): 'quantization_config rope_parameters rope_scaling',
+}  # yapf: disable
 FP8 = dict(quant_method='fp8', fmt='e4m3', activation_scheme='dynamic',
            weight_block_size=[128, 128])  # yapf: disable
 # Keys that change no number of a forward pass: names, dropout, generation, auxiliary losses, how
@@ -121,6 +134,9 @@ def read_config(folder) -> Config:
     cfg = _read(config)
   except UserError as e:
     raise UserError(f'{path}: {e}') from None
+  except (AttributeError, KeyError, TypeError, ValueError) as e:  # what KINDS does not see
+    raise UserError(f'{path} has a value of another kind than belongs there ({e}): fetch the file '
+                    'again') from e
   if cfg.mtp and any(Path(folder).glob('*.safetensors')):
     # Transformers loses these layers, but not what its config says of them.
     ahead = f'model.layers.{cfg.L}.'
@@ -135,6 +151,11 @@ def _read(config):
     raise UserError(f'model_type {name!r} is not one of {", ".join(FAMILIES)}: choose a model of '
                     'one of these')
   family, keys = FAMILIES[name], dict(config)
+  for kinds, names in KINDS.items():
+    for key in names.split():
+      if keys.get(key) is not None and type(keys[key]) not in kinds:
+        raise UserError(f'{key} is {keys[key]!r:.60}, and must be of type '
+                        f'{" or ".join(kind.__name__ for kind in kinds)}: correct the file')
   _check_quantization(keys.pop('quantization_config', None))
   for key, value in {**ONLY, **family.only}.items():
     found = keys.get(key) if key in KEYS.values() else keys.pop(key, None)

@@ -44,12 +44,12 @@ def _write_experts(cfg):
 
 def _read_v2_experts(keys, fields):
   del fields
-  groups, top_groups = keys.pop('n_group', None), keys.pop('topk_group', None)
   method = keys.pop('topk_method', 'greedy')
   if method not in ('greedy', 'group_limited_greedy'):
     raise UserError(f'topk_method {method!r} is not written here: choose a model without it')
   if method == 'greedy':
-    groups, top_groups = 1, 1
+    keys.update(n_group=1, topk_group=1)  # whatever they are
+  groups, top_groups = need(keys, 'n_group'), need(keys, 'topk_group')
   return {'moe': MoE(groups=groups, top_groups=top_groups, **_read_experts(keys, False))}
 
 

@@ -4,6 +4,7 @@ A part takes its keys out of the file's when it reads them, so that hf_config se
 has read. What a family is made of, and the fields that all have, stand there.
 """
 import dataclasses
+import itertools
 from typing import Callable, NamedTuple
 
 from r1jax.model import rope
@@ -19,19 +20,31 @@ class Part(NamedTuple):
   write: Callable  # Config -> keys
 
 
-def need(keys, name):
-  """Takes a key that has to be there."""
-  value = keys.pop(name, None)
+def need(keys, name, absent=None):
+  """Takes a key that must not be null; `absent` is what its absence means, if it may be absent."""
+  value = keys.pop(name, absent)
   if value is None:
     raise UserError(f'{name} is not there: fetch the file again')
   return value
 
 
-def _read_rope(keys, fields, theta):
-  """From rope_parameters (transformers 5) or rope_scaling and rope_theta (before)."""
-  new, old = keys.pop('rope_parameters', None), keys.pop('rope_scaling', None)
-  theta = keys.pop('rope_theta', None) or theta
-  return {'rope': _rope(old or new or {}, theta, fields['max_tokens'])}
+def _agreed(said):
+  """What all entries of a dict say that are not None; UserError naming two that differ."""
+  said = {name: value for name, value in said.items() if value is not None}
+  for (one, x), (other, y) in itertools.pairwise(said.items()):
+    if x != y:
+      raise UserError(f'{one} says {x!r:.80} and {other} says {y!r:.80}: correct one of them')
+  return next(iter(said.values()), None)
+
+
+def _read_rope(entries, theta, absent, max_tokens):
+  """The rope that dicts of config.json, by name, agree on, with the theta that these, or `theta`,
+  a dict from a name to it, have; `absent` is theta where none has it."""
+  entries = {name: entry for name, entry in entries.items() if entry}
+  inner = {f'{name}.rope_theta': entry.get('rope_theta') for name, entry in entries.items()}
+  theta = _agreed({**theta, **inner}) or absent
+  ropes = {name: _rope(entry, theta, max_tokens) for name, entry in entries.items()}
+  return _agreed(ropes) or _rope({}, theta, max_tokens)
 
 
 def _rope(entry, theta, max_tokens):
@@ -52,6 +65,9 @@ def _rope(entry, theta, max_tokens):
   for field in fields:
     if field.default is dataclasses.MISSING and field.name not in entry:
       raise UserError(f'the {rope_type} rope lacks {field.name}: add it to the file')
+  for key, value in entry.items():
+    if not isinstance(value, (int, float)):
+      raise UserError(f'{key} of the {rope_type} rope is {value!r:.60}, and no number: correct it')
   return ROPES[rope_type](**entry)
 
 
@@ -70,8 +86,15 @@ def _write_rope(cfg):
 
 
 def one_rope(theta=10000.0):
-  """The rope of all layers; `theta` is what a file without one means."""
-  return Part(lambda keys, fields: _read_rope(keys, fields, theta), _write_rope)
+  """The rope of all layers, from rope_parameters (transformers 5), or rope_scaling and rope_theta
+  (before); `theta` is what a file without one means."""
+
+  def read(keys, fields):
+    entries = {key: keys.pop(key, None) for key in ('rope_parameters', 'rope_scaling')}
+    base = {'rope_theta': keys.pop('rope_theta', None)}
+    return {'rope': _read_rope(entries, base, theta, fields['max_tokens'])}
+
+  return Part(read, _write_rope)
 
 
 def two_ropes(theta, local_theta=None):
@@ -79,13 +102,16 @@ def two_ropes(theta, local_theta=None):
   says nothing else. The latter's theta, if it has its own, was rope_local_base_freq before."""
 
   def read(keys, fields):
-    new, old = keys.pop('rope_parameters', None) or {}, keys.pop('rope_scaling', None) or {}
+    new, old = keys.pop('rope_parameters', None) or {}, keys.pop('rope_scaling', None)
     for key in sorted(set(new) - {FULL, SLIDING}):
       raise UserError(f'{key!r} of rope_parameters is not known here: choose a model without it')
-    base = keys.pop('rope_theta', None) or theta
-    local = local_theta and (keys.pop('rope_local_base_freq', None) or local_theta)
-    ours = _rope({**(new.get(FULL) or {}), **old}, base, fields['max_tokens'])
-    theirs = _rope(new.get(SLIDING) or {}, local or base, fields['max_tokens'])
+    entries = {f'rope_parameters.{FULL}': new.get(FULL), 'rope_scaling': old}
+    base = {'rope_theta': keys.pop('rope_theta', None)}
+    ours = _read_rope(entries, base, theta, fields['max_tokens'])
+    entries, base = {f'rope_parameters.{SLIDING}': new.get(SLIDING)}, {}
+    if local_theta:
+      base = {'rope_local_base_freq': keys.pop('rope_local_base_freq', None)}
+    theirs = _read_rope(entries, base, local_theta or ours.rope_theta, fields['max_tokens'])
     return {'rope': ours, 'rope_windowed': None if theirs == ours else theirs}
 
   def write(cfg):
@@ -131,7 +157,7 @@ def windows(guess, size=4096, switch=False):
 
 def from_max_window_layers(keys, fields):
   """Qwen: the layers from max_window_layers on."""
-  return range(keys.pop('max_window_layers', 28), fields['L'])
+  return range(need(keys, 'max_window_layers', 28), fields['L'])
 
 
 def where_unrotated(keys, fields):
@@ -144,7 +170,7 @@ def all_but_every(n, key='sliding_window_pattern'):
   """Gemma, OLMo 3: all layers but every n-th, or where the file has `key`, every so-many-th."""
 
   def guess(keys, fields):
-    every = keys.pop(key, n)
+    every = need(keys, key, n)
     return (i for i in range(fields['L']) if (i + 1) % every)
 
   return guess
@@ -159,7 +185,7 @@ WINDOW = Part(_read_window, lambda cfg: {'sliding_window': cfg.window or None}) 
 
 
 def _read_unrotated(keys, fields):
-  every = keys.pop('no_rope_layer_interval', 4)
+  every = need(keys, 'no_rope_layer_interval', 4)
   rotated = keys.pop('no_rope_layers', None) or [(i + 1) % every for i in range(fields['L'])]
   if len(rotated) < fields['L']:
     raise UserError(
@@ -180,7 +206,7 @@ def gemma(attn_cap, logit_cap):
     caps = {'logit_cap': keys.pop('final_logit_softcapping', logit_cap) or 0.0}
     if attn_cap:
       caps['attn_cap'] = keys.pop('attn_logit_softcapping', attn_cap) or 0.0
-    scale = keys.pop('query_pre_attn_scalar', 256)**-0.5
+    scale = need(keys, 'query_pre_attn_scalar', 256)**-0.5
     return {'embed_scale': fields['D']**0.5, 'attn_scale': scale, **caps}
 
   def write(cfg):

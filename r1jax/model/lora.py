@@ -4,12 +4,15 @@
 
 Adapted parameters are {'base': the model's own, 'adapters': {weight: {'a', 'b'}}}, and whatever
 stands beside these, such as a reward model's head. Only the base is frozen: it has no gradient, no
-moments, no update, and no copy as KL's reference. Of a float32 model with N parameters and adapters
-with n, the train state (parameters, two moments, reference) takes 4 N + 16 n bytes instead of 16 N,
-and gradients 4 n instead of 4 N. An update makes an adapted weight where its layer is computed;
-with Machine.remat so many weights, and their gradients, exist at once as one layer has. Sampling
-has the merged weights besides, 4 N bytes. For N = 144 million in 12 layers, rank 16, the compiled
-update holds a state of 592 MiB and temporaries of 121; where all parameters learn, 2192 and 1480.
+moments, no update, and no copy as KL's reference. Adapters are float32 and so is the sum, which is
+then rounded to the base's dtype: what learns, what samples and what is saved is one model.
+
+Of a float32 model with N parameters and adapters with n, the train state (parameters, two moments,
+reference) takes 4 N + 16 n bytes instead of 16 N, and gradients 4 n instead of 4 N. An update makes
+an adapted weight where its layer is computed; with Machine.remat so many weights, and their
+gradients, exist at once as one layer has. Sampling has the merged weights besides, 4 N bytes, or of
+a bfloat16 base 2 N. For N = 144 million in 12 layers, rank 16, the compiled update holds a state of
+592 MiB and temporaries of 121; where all parameters learn, 2192 and 1480.
 """
 import dataclasses
 from functools import partial
@@ -32,7 +35,9 @@ class LoRA:
   """Which matrices learn, and how much."""
   rank: int = 16
   alpha: float = 32.0  # the addition is scaled by alpha / rank
-  targets: tuple[str, ...] = ()  # names of weights; (): every matrix of the layers but routers
+  # Names of weights, or capital letters: every matrix that has all of these axes, as 'F' means
+  # gate_up and down. (): every matrix of the layers but routers.
+  targets: tuple[str, ...] = ()
 
   def __post_init__(self):
     if self.rank < 1:
@@ -67,21 +72,24 @@ def make(trunk: Model, cfg: LoRA) -> Model:
 
 
 def merge(cfg: LoRA | None, params):
-  """The parameters of the plain model that computes the same; without a LoRA, as they are."""
+  """The parameters of the plain model that computes the same, of the base's dtypes; without a LoRA,
+  as they are."""
   return params if cfg is None else nn.unbox(_boxed(cfg, params))
 
 
 def learnt(params):
-  """The part of the parameters that updates change: all but a frozen base."""
-  return {name: x for name, x in params.items() if name != 'base'}
+  """The part of the parameters that updates change: all but a frozen base, and but layers for
+  further tokens, which nothing computes."""
+  return {name: x for name, x in params.items() if name not in ('base', 'mtp')}
 
 
 def cut(letters: str) -> tuple[int, int]:
-  """Where a weight's inputs begin and where they end, among its axis letters.
+  """Where A's letters begin, after those that count weights, and where B's do, among a weight's.
 
   Leading L and E count weights: layers and experts. What writes into the model (its last letter is
   D) reads all letters before that; any other weight reads its first. So 'LDKNW' maps D to KNW,
-  'LKRWD' maps KRW to D and 'LEDUI', for each expert, D to UI.
+  'LKRWD' maps KRW to D and 'LEDUI', for each expert, D to UI. Only the head, 'VD', is kept the
+  other way round, as the embedding that it may be: it reads D, which is B's (see _init).
   """
   first = len(letters) - len(letters.lstrip('LE'))
   return first, len(letters) - 1 if letters.endswith('D') else first + 1
@@ -98,17 +106,23 @@ def _axes(cfg, axes):
 
 
 def _init(cfg, trunk, key):
-  """Fresh adapters: A normal, so that inputs of unit variance give it outputs of unit variance."""
+  """Fresh adapters: what reads the inputs is normal, so that it gives outputs of unit variance, and
+  what writes the outputs is 0. An input is of unit variance, or of the embedding one of V rows."""
   axes, shapes = trunk.axes(), jax.eval_shape(trunk.init, key)
   leaves, tree = jax.tree.flatten(axes)
   keys = jax.tree.unflatten(tree, list(jax.random.split(key, len(leaves))))
 
-  def pair(letters, chosen, x, key):
-    (i, j), shape = cut(letters), x.shape
-    a = lambda: jax.random.normal(key, (*shape[:j], cfg.rank)) / math.prod(shape[i:j])**0.5
-    return {'a': a(), 'b': jnp.zeros((*shape[:i], cfg.rank, *shape[j:]))} if chosen else {}
+  def pair(path, letters, chosen, x, key):
+    if not chosen:
+      return {}
+    (i, j), name, shape = cut(letters), path[-1].key, x.shape
+    a, b = (*shape[:j], cfg.rank), (*shape[:i], cfg.rank, *shape[j:])
+    if name == 'head':
+      return {'a': jnp.zeros(a), 'b': jax.random.normal(key, b) / shape[j]**0.5}
+    terms = 1 if name == 'embed' else math.prod(shape[i:j])  # of the sum that an output of A is
+    return {'a': jax.random.normal(key, a) / terms**0.5, 'b': jnp.zeros(b)}
 
-  return jax.tree.map(pair, axes, _chosen(cfg, axes), shapes, keys)
+  return jax.tree.map_with_path(pair, axes, _chosen(cfg, axes), shapes, keys)
 
 
 def _chosen(cfg, axes):
@@ -116,14 +130,19 @@ def _chosen(cfg, axes):
   name = lambda path: path[-1].key
   # The weights under mtp are carried along and not computed.
   matrix = lambda path: path[0].key != 'mtp' and not name(path).endswith(('norm', 'bias'))
-  known = {name(path) for path, _ in jax.tree.leaves_with_path(axes) if matrix(path)}
-  unknown = [target for target in cfg.targets if target not in known]
-  if unknown:
-    raise UserError(f'lora.targets has {unknown[0]!r}, and the model\'s matrices are '
-                    f'{", ".join(sorted(known))}: name some of these')
+  known = {name(path): x for path, x in jax.tree.leaves_with_path(axes) if matrix(path)}
+
+  def means(target, name, letters):  # names are lower case
+    return set(target) <= set(letters) if target.isupper() else target == name
+
+  for target in cfg.targets:
+    if not any(means(target, *weight) for weight in known.items()):
+      raise UserError(f'lora.targets has {target!r}, and the model\'s matrices are '
+                      f'{", ".join(sorted(known))}: name some of these, or their axis letters')
   by_default = lambda path: len(path) > 1 and name(path) != 'router'
-  chosen = (lambda path: name(path) in cfg.targets) if cfg.targets else by_default
-  return jax.tree.map_with_path(lambda path, _: matrix(path) and chosen(path), axes)
+  named = lambda path, letters: any(means(target, name(path), letters) for target in cfg.targets)
+  chosen = named if cfg.targets else lambda path, _: by_default(path)
+  return jax.tree.map_with_path(lambda path, x: matrix(path) and chosen(path, x), axes)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=('w', 'a', 'b'), meta_fields=('scale',))
@@ -141,7 +160,7 @@ class _Adapted(nn.meta.AxisMetadata):
     counts = tuple(range(n))
     product = jax.lax.dot_general(a, b, (((a.ndim - 1,), (n,)), (counts, counts)),
                                   precision='highest')
-    return self.w + self.scale * product
+    return (self.w + self.scale * product).astype(self.w.dtype)
 
   def replace_boxed(self, val):
     raise NotImplementedError
