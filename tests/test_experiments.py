@@ -18,7 +18,7 @@ import pytest
 
 from r1jax import grpo, losses, main, model as model_lib, optim, prompts, rewards, rollout, sharding
 from r1jax.grading import code, math
-from r1jax.model import presets, scalar
+from r1jax.model import lora, presets, scalar
 from r1jax.stages import evaluate, generate, reward_model, rl, sft
 from r1jax.tasks import lines
 from r1jax.types import Completion, Document, Judged, Problem, Rollout, TrainState, UserError
@@ -457,8 +457,9 @@ def abstract(x):
 def trace_update(update, tx, model, batch, reference=False):
   """Traces an update, which must give the state that it is given, and a loss."""
   params = jax.eval_shape(model.init, jax.random.key(0))
-  state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(tx.init, params),
-                     params if reference else ())
+  learnt = lora.learnt(params)
+  state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(tx.init, learnt),
+                     learnt if reference else ())
   new, numbers = jax.eval_shape(update, state, batch)
   assert abstract(new) == state and numbers['loss'].shape == numbers['grad_norm'].shape == ()
   return params
