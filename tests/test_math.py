@@ -201,7 +201,7 @@ def test_extraction_takes_linear_time(text):
   start = time.monotonic()
   math.extract(text)
   math.choice(Problem('', 'A'), Completion(text, 1, True))
-  assert time.monotonic() - start < 1  # some 0.1 s
+  assert time.monotonic() - start < 5  # some 0.1 s; quadratic, minutes
 
 
 @pytest.mark.parametrize('text', [
@@ -215,7 +215,7 @@ def test_comparison_takes_little_time(text):
   for gold in ('5', 'x^2+1', '(1,2)', r'\frac{1}{2}'):
     equal.verdict(gold, text)
     math._reasonable(equal.clean(gold), equal.clean(text))
-  assert time.monotonic() - start < 1  # at most some 0.05 s each
+  assert time.monotonic() - start < 5  # at most some 0.05 s each
 
 
 @pytest.mark.parametrize('text', [
