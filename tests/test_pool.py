@@ -60,8 +60,8 @@ def test_two_workers_work_side_by_side(make):
   many = make('time', 'sleep')
   many.map([0, 0.001])
   start = time.monotonic()
-  many.map([0.5, 0.501])
-  assert 0.5 < time.monotonic() - start < 0.95
+  many.map([1, 1.001])
+  assert 1 < time.monotonic() - start < 1.9
 
 
 def test_a_late_worker_is_killed_and_replaced(make):
