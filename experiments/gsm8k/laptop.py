@@ -10,8 +10,8 @@ else is what a large model goes through: import of safetensors and tokenizer, TF
 its worker processes, sampling, update, records, evaluation.
 
 Expected: every completion says a number in the end. Measured: 0.002 to 1.000 of the test's, and
-0.000 to 0.027 right (standard error 0.010), which is what small numbers in a row are worth; 154 s
-on two CPU cores beside other work (commit 0cf4437).
+0.000 to 0.027 right (standard error 0.010), which is what small numbers in a row are worth; 91 s
+on two CPU cores (commit 52b6ff1).
 """
 from r1jax import evals, grpo, optim, sample
 from r1jax.grading import math as math_grader
