@@ -180,8 +180,9 @@ def _near(a, b, value):
     return not apart
   if not a.step and value.denominator == 1:
     return apart <= min(noise, Fraction(1, 1000))
-  if value == a.value and a.step and 100 * a.step <= 1 < a.digits and 2 * apart <= a.step:
-    return not b.step or b.step <= a.step  # the reference is rounded
+  rounds = value == a.value and a.step and 100 * a.step <= 1 < a.digits and 2 * apart <= a.step
+  if rounds and (not b.step or b.step <= a.step):  # the reference is what b rounds to
+    return True
   return apart <= noise or rounded.digits >= LEAST_DIGITS and apart < rounded.step
 
 

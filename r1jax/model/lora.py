@@ -163,7 +163,7 @@ class _Adapted(nn.meta.AxisMetadata):
     return (self.w + self.scale * product).astype(self.w.dtype)
 
   def replace_boxed(self, val):
-    raise NotImplementedError
+    raise TypeError('an adapted weight is read, and made or changed only in its parts')
 
   add_axis = remove_axis = replace_boxed
 

@@ -138,7 +138,8 @@ def _boxed(cfg, key):
     params['dense'] = stack(keys[:n], _Layer(cfg), x, view)
   if cfg.mtp:
     keys = jax.random.split(jax.random.fold_in(inner, cfg.L), cfg.mtp)
-    params['mtp'] = stack(keys, _Ahead(cfg, sparse=bool(cfg.moe)), x, view)
+    params['mtp'] = {**stack(keys, _Ahead(cfg), x),
+                     **stack(keys, _Layer(cfg, sparse=bool(cfg.moe)), x, view)}  # yapf: disable
   return {**_Ends(cfg).init(outer, x, method=_Ends.all)['params'], **params}
 
 
@@ -333,15 +334,15 @@ def _ffn(cfg, weight, h_BTD):
   return jnp.einsum('BTF,FD->BTD', h, weight('down', 'FD', narrow=True))
 
 
-class _Ahead(_Layer):
-  """A layer for predicting further tokens (DeepSeek-V3, 2412.19437, section 2.2): its weights."""
+class _Ahead(_Weights):
+  """What a layer for predicting further tokens (DeepSeek-V3, 2412.19437, section 2.2) has besides
+  an ordinary layer's weights."""
 
   @nn.compact
-  def __call__(self, x_BTD, view):
+  def __call__(self, x_BTD):
     for name in ('embed_norm', 'hidden_norm', 'head_norm'):
       self.norm(name, 'D', x_BTD)
     self.weight('project', 'UDd')  # from [embedding, hidden state]
-    return _Layer.__call__(self, x_BTD, view)
 
 
 class _Ends(_Weights):
