@@ -336,6 +336,7 @@ def main(argv=None) -> int:
     return 0 if argv in ([], ['-h'], ['--help']) else 2
   try:
     COMMANDS[argv[0]](argv[1:])
+    sys.stdout.flush()
     return 0
   except UserError as error:
     print(f'r1jax: {error}', file=sys.stderr)

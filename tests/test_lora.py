@@ -64,7 +64,7 @@ def test_a_merged_weight_by_hand():
   got = lora.merge(lora.LoRA(rank=1, alpha=0.5), params)
   close(got['o'], [[6, 2, 3.5], [-6, 5, 5]])
   assert got['norm'] is base['norm'] and got['score_head'] is params['score_head']
-  assert lora.merge(None, base) is base
+  assert lora.merge(lora.LoRA(rank=0), base) is base
 
 
 @pytest.mark.parametrize('letters, inputs, outputs', [
@@ -125,8 +125,8 @@ def test_what_learns_and_where_it_lies(tiny):
     chosen(lora.LoRA(targets=('o', 'qkv')))
   with pytest.raises(UserError, match="has 'FH', .*or their axis letters"):
     chosen(lora.LoRA(targets=('FH',)))
-  with pytest.raises(UserError, match='rank is 0'):
-    lora.LoRA(rank=0)
+  with pytest.raises(UserError, match='rank is -1'):
+    lora.LoRA(rank=-1)
 
 
 def test_fresh_adapters_change_nothing(tiny):

@@ -33,23 +33,24 @@ ADAPTED = 'base', 'adapters'  # what stands beside them is a part of neither
 @dataclasses.dataclass(frozen=True)
 class LoRA:
   """Which matrices learn, and how much."""
-  rank: int = 16
+  rank: int = 16  # 0: no adapters, everything learns
   alpha: float = 32.0  # the addition is scaled by alpha / rank
   # Names of weights, or capital letters: every matrix that has all of these axes, as 'F' means
   # gate_up and down. (): every matrix of the layers but routers.
   targets: tuple[str, ...] = ()
 
   def __post_init__(self):
-    if self.rank < 1:
-      raise UserError(f'lora.rank is {self.rank} and must be at least 1')
+    if self.rank < 0 or self.targets and not self.rank:
+      raise UserError(f'lora.rank is {self.rank} and must be at least 0, or 1 where lora.targets '
+                      'names something')
 
 
-def adapt(cfg: LoRA | None, model: Model, params, seed, mesh):
+def adapt(cfg: LoRA, model: Model, params, seed, mesh):
   """(what is trained, what samples and evaluates, the parameters of both), on the mesh.
 
-  Without a LoRA, the model, the model and its parameters, as they are.
+  With rank 0, the model, the model and its parameters, as they are.
   """
-  if cfg is None:
+  if not cfg.rank:
     return model, model, params
   init, key = partial(_init, cfg, model), seeds.key(seed, 'lora')
   where = sharding.shardings(_axes(cfg, model.axes()), jax.eval_shape(init, key), mesh)
@@ -71,10 +72,10 @@ def make(trunk: Model, cfg: LoRA) -> Model:
   )  # yapf: disable
 
 
-def merge(cfg: LoRA | None, params):
-  """The parameters of the plain model that computes the same, of the base's dtypes; without a LoRA,
+def merge(cfg: LoRA, params):
+  """The parameters of the plain model that computes the same, of the base's dtypes; with rank 0,
   as they are."""
-  return params if cfg is None else nn.unbox(_boxed(cfg, params))
+  return nn.unbox(_boxed(cfg, params)) if cfg.rank else params
 
 
 def learnt(params):

@@ -28,7 +28,7 @@ class Config:
   row_tokens: int = 256  # a longer document is cut
   max_prompt_tokens: int = 64  # of the evaluation
   optimizer: optim.Optimizer = optim.Optimizer(lr=1e-3, schedule=optim.cosine, warmup_steps=50)
-  lora: lora_lib.LoRA | None = None  # None: all parameters learn
+  lora: lora_lib.LoRA = lora_lib.LoRA(rank=0)  # rank 0: all parameters learn
   seed: int = 0  # of parameters and order
   save_every: int = 500  # updates between saved states
   machine: sharding.Machine = sharding.Machine()  # what the hardware wants
@@ -96,7 +96,7 @@ def start(cfg, documents, machine, mesh):
   if bool(cfg.init) == bool(cfg.scratch) or bool(cfg.scratch) != bool(cfg.tokenizer):
     raise UserError('give either init, the model to start from, or scratch and tokenizer, to start '
                     'from nothing')
-  if cfg.scratch and cfg.lora:
+  if cfg.scratch and cfg.lora.rank:
     raise UserError('lora adapts a model that has learnt something: give init, not scratch')
   if cfg.init:
     return checkpoint.load_model(cfg.init, machine, mesh)
