@@ -113,18 +113,18 @@ def test_what_learns_and_where_it_lies(tiny):
       'q_down', 'q_up', 'kv_down', 'kv_up', 'o', 'gate_up', 'down', 'experts_gate', 'experts_up',
       'experts_down', 'shared_gate_up', 'shared_down'
   }
-  assert chosen(lora.LoRA(targets=('o', 'router', 'embed'))) == {'o', 'router', 'embed'}
-  assert chosen(lora.LoRA(targets=('F',))) == {'gate_up', 'down'}
+  assert chosen(lora.LoRA(rank=1, targets=('o', 'router', 'embed'))) == {'o', 'router', 'embed'}
+  assert chosen(lora.LoRA(rank=1, targets=('F',))) == {'gate_up', 'down'}
   experts = {'experts_gate', 'experts_up', 'experts_down'}
-  assert chosen(lora.LoRA(targets=('IE', 'o'))) == experts | {'o'}
-  assert chosen(lora.LoRA(targets=('V',))) == {'embed'}
+  assert chosen(lora.LoRA(rank=1, targets=('IE', 'o'))) == experts | {'o'}
+  assert chosen(lora.LoRA(rank=1, targets=('V',))) == {'embed'}
   axes = lora.make(model, CFG).axes()['adapters']['layers']
   assert axes['experts_up'] == {'a': 'LEDr', 'b': 'LErI'}
   assert axes['o'] == {'a': 'LHOr', 'b': 'LrD'} and axes['router'] == {}
   with pytest.raises(UserError, match="has 'qkv', and the model's matrices are .*down, embed"):
-    chosen(lora.LoRA(targets=('o', 'qkv')))
+    chosen(lora.LoRA(rank=1, targets=('o', 'qkv')))
   with pytest.raises(UserError, match="has 'FH', .*or their axis letters"):
-    chosen(lora.LoRA(targets=('FH',)))
+    chosen(lora.LoRA(rank=1, targets=('FH',)))
   with pytest.raises(UserError, match='rank is -1'):
     lora.LoRA(rank=-1)
 

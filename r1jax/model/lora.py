@@ -33,7 +33,7 @@ ADAPTED = 'base', 'adapters'  # what stands beside them is a part of neither
 @dataclasses.dataclass(frozen=True)
 class LoRA:
   """Which matrices learn, and how much."""
-  rank: int = 16  # 0: no adapters, everything learns
+  rank: int = 0  # 0: no adapters, everything learns
   alpha: float = 32.0  # the addition is scaled by alpha / rank
   # Names of weights, or capital letters: every matrix that has all of these axes, as 'F' means
   # gate_up and down. (): every matrix of the layers but routers.

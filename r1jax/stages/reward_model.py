@@ -22,7 +22,7 @@ class Config:
   batch: int = 256  # pairs or labelled responses an update
   max_tokens: int = 8192  # of prompt and response; what is longer is left out and counted
   optimizer: optim.Optimizer = optim.Optimizer(lr=6e-6)
-  lora: lora_lib.LoRA = lora_lib.LoRA(rank=0)  # rank 0: all learn; the head always does
+  lora: lora_lib.LoRA = lora_lib.LoRA()  # rank 0: all learn; the head always does
   seed: int = 0  # of the order and of what is held out
   save_every: int = 100  # updates between saved states
   machine: sharding.Machine = sharding.Machine()  # what the hardware wants

@@ -30,7 +30,7 @@ class Config:
   sampling: sample.Sampling = sample.Sampling(max_tokens=32_768)  # of the rollouts
   objective: grpo.Objective = grpo.Objective()  # the loss
   optimizer: optim.Optimizer = optim.Optimizer(lr=3e-6)  # the update
-  lora: lora_lib.LoRA = lora_lib.LoRA(rank=0)  # rank 0: all parameters learn
+  lora: lora_lib.LoRA = lora_lib.LoRA()  # rank 0: all parameters learn
   refresh_every: int = 400  # updates after which the reference becomes the latest policy; 0: never
   max_reward_errors: float = 0.01  # share of samples whose reward may fail before the run stops
   max_reward_timeouts: float = 0.1  # and of those whose reward may come too late

@@ -28,7 +28,7 @@ class Config:
   row_tokens: int = 256  # a longer document is cut
   max_prompt_tokens: int = 64  # of the evaluation
   optimizer: optim.Optimizer = optim.Optimizer(lr=1e-3, schedule=optim.cosine, warmup_steps=50)
-  lora: lora_lib.LoRA = lora_lib.LoRA(rank=0)  # rank 0: all parameters learn
+  lora: lora_lib.LoRA = lora_lib.LoRA()  # rank 0: all parameters learn
   seed: int = 0  # of parameters and order
   save_every: int = 500  # updates between saved states
   machine: sharding.Machine = sharding.Machine()  # what the hardware wants
