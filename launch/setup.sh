@@ -27,6 +27,24 @@ die() {
   exit 1
 }
 
+# As die, for what the caller has to change: status 2 is never tried again.
+mistake() {
+  say "$*"
+  exit 2
+}
+
+# A command as it can be pasted into a shell.
+quoted() {
+  local word words=() quote="'\\''"
+  for word; do
+    case $word in
+      '' | *[!a-zA-Z0-9_./:=,@%+-]*) word="'${word//\'/$quote}'" ;;
+    esac
+    words+=("$word")
+  done
+  echo "${words[*]}"
+}
+
 # 3.12, say; nothing for an interpreter that does not run (pyenv leaves such names on the PATH).
 version_of() {
   "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true

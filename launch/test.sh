@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# What has to pass before a change lands: the formatter has nothing to change, flake8 has nothing
-# to say, and the tests pass. The arguments go to pytest:
+# What has to pass before a change lands: the formatter has nothing to change, flake8 and shellcheck
+# have nothing to say, and the tests pass. The arguments go to pytest:
 #
 #   bash launch/test.sh tests/test_grpo.py -k advantages
 #
-# All three run, whichever fails. Environment: PYTHON and R1JAX_EXTRA, as for local.sh.
+# All of them run, whichever fails. Environment: PYTHON and R1JAX_EXTRA, as for local.sh.
 set -euo pipefail
 # shellcheck source=launch/setup.sh
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
@@ -12,7 +12,7 @@ set -euo pipefail
 install test
 
 code=()
-for folder in r1jax experiments benchmarks tests; do
+for folder in r1jax experiments benchmarks launch tests; do
   if [[ -d $folder ]]; then code+=("$folder"); fi
 done
 failed=''
@@ -25,6 +25,13 @@ fi
 
 say "flake8"
 .venv/bin/python -m flake8 "${code[@]}" || failed+=' flake8'
+
+if [[ -x .venv/bin/shellcheck ]]; then
+  say "shellcheck"
+  .venv/bin/shellcheck -x launch/*.sh launch/slurm.sbatch .ci/run || failed+=' shellcheck'
+else
+  say "shellcheck is not there for this machine: the scripts go unchecked."
+fi
 
 say "pytest $*"
 .venv/bin/python -m pytest "$@" || failed+=' pytest'

@@ -1,8 +1,7 @@
-"""The scripts in launch/: what they say and do where something is missing, cut off, or there.
+"""local.sh and test.sh: what they say and do where something is missing, cut off, or there.
 
-Each test works in a copy of the scripts, with an interpreter that only pretends to be one, so that
-nothing here installs anything and the checkout's own .venv is never touched. One test makes a real
-virtual environment, and is stopped by pip having nowhere to fetch from.
+Each test works in a copy of the scripts (scripts.py). One makes a real virtual environment, and is
+stopped by pip having nowhere to fetch from.
 """
 import os
 from pathlib import Path
@@ -13,66 +12,9 @@ import sys
 import time
 
 import pytest
+from scripts import Checkout, fails, PYTHON, ROOT
 
-ROOT = Path(__file__).parents[1]
-SCRIPTS = ['launch/setup.sh', 'launch/local.sh', 'launch/test.sh', '.ci/run']
-
-# Answers what setup.sh asks of an interpreter, and writes down what pip is asked to install.
-PYTHON = """#!/usr/bin/env bash
-case "$*" in
-  *version_info*) echo "$VERSION" ;;
-  *ensurepip*) exit "$NO_VENV" ;;
-  '-m venv '*)
-    mkdir -p "$3/bin" && cp "$0" "$3/bin/python"
-    printf '#!/usr/bin/env bash\\necho "r1jax $*"\\n' | tee "$3/bin/pip" >"$3/bin/r1jax"
-    chmod +x "$3/bin/r1jax" ;;
-  '-m pip '*)
-    echo "$*" >>pip_calls
-    if [[ -n $PIP_SAYS ]]; then echo "$PIP_SAYS"; exit 1; fi
-    sleep "$PIP_SECONDS" ;;
-  *) echo "$*" ;;
-esac
-"""
-
-
-class Checkout:
-  """A copy of what the scripts need; `run` gives the finished process, its output as text."""
-
-  def __init__(self, root):
-    self.root = root
-    shutil.copytree(ROOT / 'launch', root / 'launch')
-    shutil.copytree(ROOT / '.ci', root / '.ci')
-    for name in ('setup.cfg', 'pyproject.toml'):
-      shutil.copy(ROOT / name, root)
-    self.python = self.script('fake/python', PYTHON)
-    (root / 'x.py').touch()
-
-  def script(self, name, text):
-    path = self.root / name
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(text)
-    path.chmod(0o755)
-    return path
-
-  def command(self, *args, cwd=None, **env):
-    defaults = dict(PYTHON=self.python, VERSION='3.12', NO_VENV=0, PIP_SAYS='', PIP_SECONDS=0,
-                    R1JAX_EXTRA='')
-    env = {k: str(v) for k, v in {**os.environ, **defaults, **env}.items()}
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return subprocess.Popen(['bash', *map(str, args)], cwd=cwd or self.root, env=env,
-                            start_new_session=True, **pipes)
-
-  def run(self, *args, **kwargs):
-    process = self.command(*args, **kwargs)
-    out, err = process.communicate(timeout=60)
-    return subprocess.CompletedProcess(args, process.returncode, out, err)
-
-  def local(self, *args, **kwargs):
-    return self.run('launch/local.sh', 'x.py', *args, **kwargs)
-
-  def pip_calls(self):
-    calls = self.root / 'pip_calls'
-    return calls.read_text().splitlines() if calls.exists() else []
+SCRIPTS = [*sorted((ROOT / 'launch').glob('*.s*')), ROOT / '.ci/run']
 
 
 @pytest.fixture
@@ -82,19 +24,19 @@ def checkout(tmp_path):
   return Checkout(root)
 
 
-def fails(process, *words):
-  """One sentence, which has these words, and no traceback."""
-  assert process.returncode not in (0, 2), process
-  lines = [line for line in process.stderr.splitlines() if line.startswith('r1jax: ')]
-  for word in words:
-    assert word in lines[-1], process.stderr
-  assert 'Traceback' not in process.stderr and 'line ' not in lines[-1]
-  return lines
-
-
-@pytest.mark.parametrize('script', SCRIPTS)
+@pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.name)
 def test_it_is_bash(script):
-  subprocess.run(['bash', '-n', ROOT / script], check=True)
+  subprocess.run(['bash', '-n', script], check=True)
+
+
+def test_shellcheck_has_nothing_to_say():
+  beside = Path(sys.executable).parent / 'shellcheck'
+  shellcheck = beside if beside.exists() else shutil.which('shellcheck')
+  if not shellcheck:
+    pytest.skip('no shellcheck: the extra `test` installs it')
+  done = subprocess.run([shellcheck, '-x', *SCRIPTS], cwd=ROOT, capture_output=True, text=True,
+                        check=False)
+  assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_usage(checkout):
