@@ -60,7 +60,9 @@ def learn(base, seed, target=0.9, window=5, most=300) -> dict:
   sampler = rollout.make_sampler(model, tokenizer, cfg.sampling, cfg.group, cfg.max_prompt_tokens,
                                  machine, mesh, cfg.batch)
   update, reference_logp, tx = rl.make_steps(cfg, model, machine, mesh)
-  state, curve, times = optim.init(tx, params, reference=params), [], [time.perf_counter()]
+  state, curve, times = optim.init(tx, params,
+                                   optim.copy(params, model,
+                                              machine.dtype)), [], [time.perf_counter()]
   while len(curve) < most and statistics.mean(curve[-window:] or
                                               [0]) < target or len(curve) < window:
     step = len(curve)

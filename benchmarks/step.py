@@ -90,7 +90,7 @@ def main():
   params = jax.jit(model.init, out_shardings=sharding.replicated(mesh))(jax.random.key(0))
   sampler = rollout.make_sampler(model, tokenizer, cfg.sampling, G, T, machine, mesh, P)
   update, reference_logp, tx = rl.make_steps(cfg, model, machine, mesh)
-  state = optim.init(tx, params, reference=params)
+  state = optim.init(tx, params, optim.copy(params, model, machine.dtype))
   problems = [Problem(chr(97 + i) * T, '') for i in range(P)]
   times = {name: [] for name in ('sample', 'rewards', 'reference', 'update', 'step')}
 

@@ -3,6 +3,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from r1jax import sharding
 from r1jax.types import Past
 
 LOAD = 'router_bias'  # the weight whose gradient is a load, not a slope (model/moe.py)
@@ -19,8 +20,8 @@ def log_prob(logits, tokens):
 def token_logp(model, params, hidden_BTD, tokens_BT, temperature=1.0, chunk=0):
   """log softmax(logits / temperature)[token], float32 [B, T].
 
-  With `chunk`, logits of so many positions exist at a time, in the backward pass too, so that
-  [B, T, V] is never stored. `params` are in the model's split form.
+  With `chunk`, logits of about so many positions of all rows exist at a time, in the backward pass
+  too, so that [B, T, V] is never stored. `params` are in the model's split form.
   """
   chex.assert_rank([hidden_BTD, tokens_BT], [3, 2])
   B, T, D = hidden_BTD.shape
@@ -28,14 +29,21 @@ def token_logp(model, params, hidden_BTD, tokens_BT, temperature=1.0, chunk=0):
   def logp(hidden_BTD, tokens_BT):
     return log_prob(model.logits(params, hidden_BTD) / temperature, tokens_BT)
 
-  if not chunk or chunk >= B * T:
+  t = max(1, chunk // B)  # positions of each row at a time
+  if not chunk or t >= T:
     return logp(hidden_BTD, tokens_BT)
-  n = -(-B * T // chunk)
-  pad = lambda x: jnp.pad(x, [(0, n * chunk - B * T)] + [(0, 0)] * (x.ndim - 1))
-  pieces = (pad(hidden_BTD.reshape(B * T, D)).reshape(n, 1, chunk, D),
-            pad(tokens_BT.reshape(B * T)).reshape(n, 1, chunk))
-  out = jax.lax.map(lambda piece: jax.checkpoint(logp)(*piece), pieces)
-  return out.reshape(n * chunk)[:B * T].reshape(B, T)
+  s = sharding.cuts('context')  # a chunk has some positions of each part that T is cut into
+  t = -(-t // s) * s
+  n = -(-T // t)
+
+  def cut(x):  # [B, T, ...] -> [n, B, t, ...]
+    x = jnp.pad(x, [(0, 0), (0, n * t - T)] + [(0, 0)] * (x.ndim - 2))
+    x = x.reshape(B, s, n, t // s, *x.shape[2:])
+    return jnp.moveaxis(x, 2, 0).reshape(n, B, t, *x.shape[4:])
+
+  out = jax.lax.map(lambda x: jax.checkpoint(logp)(*x), (cut(hidden_BTD), cut(tokens_BT)))
+  out = jnp.moveaxis(out.reshape(n, B, s, t // s), 0, 2)
+  return out.reshape(B, n * t)[:, :T]
 
 
 def completion_logp(model, params, prompts_PT, prompt_lengths_P, tokens_PGC, temperature=1.0,
@@ -96,7 +104,8 @@ def sequence_score(model, params, tokens_BT, lengths_B):
   positions_1T = jnp.arange(tokens_BT.shape[1])[None]
   hidden_BTD, _ = model.apply(params, tokens_BT, positions_1T)
   last_BD = last_hidden(hidden_BTD, lengths_B)[:, 0].astype(jnp.float32)
-  return jnp.einsum('BD,D->B', last_BD, params['score_head']) + params['score_bias']
+  head_D = sharding.gathered(params['score_head'], 'D')
+  return jnp.einsum('BD,D->B', last_BD, head_D) + params['score_bias']
 
 
 def bradley_terry(scores_BN, labels_B):

@@ -5,6 +5,7 @@ from typing import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from r1jax import losses, sharding
@@ -36,6 +37,7 @@ class Optimizer:
   eps: float = 1e-8
   weight_decay: float = 0.0  # on matrices only
   clip_norm: float = 1.0  # of the whole gradient
+  moments: str = 'float32'  # dtype that Adam's are kept in; DeepSeek-V3: bfloat16 (3.3.2)
   balance: float = 0.0  # step of experts' selection biases (model/moe.py); DeepSeek-V3: 0.001
 
 
@@ -53,7 +55,7 @@ def chain(optimizer: Optimizer, steps: int) -> optax.GradientTransformation:
   """Clip, Adam, decoupled weight decay, learning rate; and for selection biases, moe.balance."""
   adam = optax.chain(
       optax.clip_by_global_norm(optimizer.clip_norm),
-      optax.scale_by_adam(optimizer.b1, optimizer.b2, optimizer.eps),
+      kept_as(optimizer.moments, optax.scale_by_adam(optimizer.b1, optimizer.b2, optimizer.eps)),
       optax.add_decayed_weights(optimizer.weight_decay, _is_matrix),
       optax.scale_by_learning_rate(learning_rate(optimizer, steps)),
   )
@@ -68,6 +70,20 @@ def chain(optimizer: Optimizer, steps: int) -> optax.GradientTransformation:
     return jax.tree.map_with_path(pick, grads, changes), state
 
   return optax.GradientTransformation(adam.init, update)
+
+
+def kept_as(dtype, tx) -> optax.GradientTransformation:
+  """tx with its arrays of float32 kept in another dtype between updates."""
+
+  def cast(tree, old, new):
+    return jax.tree.map(lambda x: x.astype(new) if x.dtype == old else x, tree)
+
+  def update(grads, state, params=None):
+    changes, state = tx.update(grads, cast(state, dtype, jnp.float32), params)
+    return changes, cast(state, jnp.float32, dtype)
+
+  return optax.GradientTransformation(lambda params: cast(tx.init(params), jnp.float32, dtype),
+                                      update)
 
 
 def without_loads(grads):
@@ -86,7 +102,7 @@ def _is_matrix(params):
 
 
 def init(tx, params, reference=None) -> TrainState:
-  """A fresh state: moments lie where what is learnt lies, the reference is a copy of that.
+  """A fresh state: moments lie where what is learnt lies; the reference is one of `copy`.
 
   Raises UserError where what learns is not float32: small updates would be lost in rounding.
   """
@@ -94,19 +110,29 @@ def init(tx, params, reference=None) -> TrainState:
   if any(x.dtype != jnp.float32 for x in jax.tree.leaves(learnt)):
     raise UserError('parameters that learn must be float32: leave machine.param_dtype as it is, or '
                     'train adapters alone, with lora')
-  where = jax.tree.map(lambda p: p.sharding, learnt)
+  like = abstract_state(tx, params)
+  where = jax.tree.map(lambda x: x.sharding, like.opt)
+  opt = jax.jit(tx.init, out_shardings=where)(learnt)
+  step = sharding.put(np.zeros((), np.int32), like.step.sharding)
+  return TrainState(step, params, opt, () if reference is None else reference)
+
+
+def abstract_state(tx, params, reference=()) -> TrainState:
+  """The shapes and shardings of a state, from parameters or their shapes and shardings."""
+  learnt = lora.learnt(params)
   whole = sharding.replicated(jax.tree.leaves(params)[0].sharding.mesh)
-  opt = jax.eval_shape(tx.init, learnt)
-  opt_where = optax.tree_utils.tree_map_params(tx, lambda _, s: s, opt, where,
-                                               transform_non_params=lambda _: whole)
-  step = jax.device_put(jnp.zeros((), jnp.int32), whole)
-  opt = jax.jit(tx.init, out_shardings=opt_where)(learnt)
-  return TrainState(step, params, opt, () if reference is None else copy(reference))
+  like = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+  opt = optax.tree_utils.tree_map_params(tx, lambda x, p: like(x, p.sharding),
+                                         jax.eval_shape(tx.init, learnt), learnt,
+                                         transform_non_params=lambda x: like(x, whole))
+  return TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=whole), params, opt, reference)
 
 
-def copy(params):
-  """What updates change, as fresh arrays, so that donating the one tree leaves the other."""
-  return jax.tree.map(jnp.copy, lora.learnt(params))
+def copy(params, model, dtype):
+  """What updates change, as fresh arrays, so that donating the one tree leaves the other; in dtype
+  where the model's maths in that dtype reads it so, which changes no number that it computes."""
+  as_read = lambda path, x: jnp.copy(x) if model.exact(path[-1].key) else jnp.array(x, dtype)
+  return jax.tree.map_with_path(as_read, lora.learnt(params))
 
 
 def reference(state: TrainState):
@@ -118,11 +144,13 @@ def make_update(loss_fn, model, tx, mesh, micro):
   """The jitted update: state, batch -> state, metrics.
 
   loss_fn(split params, part of the batch) -> (loss_B, sums) must be a plain sum over rows, so that
-  parts of `micro` leading rows, accumulated one after the other and over the mesh's `data` axis,
-  give the gradient of the whole. Every leaf of batch has its leading axis divisible by
-  data * micro. metrics: loss, grad_norm, each of `sums`, and `loss_by_row` [rows]. An update whose
+  parts of `micro` leading rows, accumulated one after the other and over the mesh's ROWS, give the
+  gradient of the whole. Every leaf of batch has its leading axis divisible by rows(mesh) * micro.
+  metrics: loss, grad_norm, each of `sums`, and `loss_by_row` [rows]. An update whose
   loss or gradient is not finite changes nothing but `finite` in the metrics: the caller stops.
   """
+
+  axes = model.axes()
 
   def accumulate(params, batch):
     parts = jax.tree.map(lambda x: x.reshape(-1, micro, *x.shape[1:]), batch)
@@ -141,19 +169,28 @@ def make_update(loss_fn, model, tx, mesh, micro):
     grads, (_, sums) = jax.eval_shape(jax.grad(total, has_aux=True), learnt, first)
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grads, sums))
     (grads, sums), loss_rows = jax.lax.scan(add, zero, parts)
-    grads, sums = jax.lax.psum((model.join(grads), sums), 'data')
+    grads = sharding.summed(model.join(grads), lora.learnt(axes))
+    sums = sharding.summed(sums, jax.tree.map(lambda _: '', sums))
     return grads, sums, loss_rows.reshape(-1)
 
-  accumulate = sharding.over_data(accumulate, mesh, (False, True), (False, False, True))
+  cut = sharding.shares(axes)
+  accumulate = sharding.over_rows(accumulate, mesh, (cut, sharding.BY_ROWS),
+                                  (lora.learnt(cut), sharding.WHOLE, sharding.BY_ROWS))
+
+  def as_stored(learnt):
+    where = sharding.shardings(lora.learnt(axes), learnt, mesh)
+    return jax.lax.with_sharding_constraint(learnt, where)
 
   def update(state, batch):
     grads, sums, loss_by_row = accumulate(state.params, batch)
+    grads = as_stored(grads)
+    loss_by_row = jax.lax.with_sharding_constraint(loss_by_row, sharding.replicated(mesh))
     norm, total = optax.tree.norm(without_loads(grads)), loss_by_row.sum()
     finite = jnp.isfinite(norm) & jnp.isfinite(total)
     learnt = lora.learnt(state.params)
     changes, opt = tx.update(grads, state.opt, learnt)
     keep = lambda new, old: jnp.where(finite, new, old)
-    learnt = jax.tree.map(lambda p, d: keep(p + d, p), learnt, changes)
+    learnt = as_stored(jax.tree.map(lambda p, d: keep(p + d, p), learnt, changes))
     opt = jax.tree.map(keep, opt, state.opt)
     state = TrainState(state.step + finite, {**state.params, **learnt}, opt, state.reference)
     return state, dict(sums, loss=total, grad_norm=norm, finite=finite, loss_by_row=loss_by_row)
@@ -189,4 +226,5 @@ def make_map(f, model, mesh, micro):
     out = jax.lax.map(lambda part: f(params, part), parts)
     return out.reshape(-1, *out.shape[2:])
 
-  return jax.jit(sharding.over_data(mapped, mesh, (False, True), True))
+  ins = sharding.shares(model.axes()), sharding.BY_ROWS
+  return jax.jit(sharding.over_rows(mapped, mesh, ins, sharding.BY_ROWS))

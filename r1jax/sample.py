@@ -39,7 +39,7 @@ def make_sampler(model, cfg: Sampling, eos_ids, G, mesh, pieces=1):
   from firsts_P on, so that several calls can share a problem's. Returns tokens_PGC (EOS kept,
   zeros after it), lengths_PG, finished_PG, and logp_PGC: float32 log-probabilities under
   softmax(logits / temperature), which is what training uses. It is not renormalised over top-p or
-  top-k; greedy sampling reports temperature 1. P must be divisible by the mesh's `data` axis.
+  top-k; greedy sampling reports temperature 1. P must be divisible by sharding.rows(mesh).
   """
   eos_E = jnp.asarray(sorted(eos_ids) or [-1], jnp.int32)
 
@@ -63,8 +63,12 @@ def make_sampler(model, cfg: Sampling, eos_ids, G, mesh, pieces=1):
              logp_CB.at[i].set(jnp.where(alive_B, logp_B, 0.0)), count_B + alive_B)
       return token_B, alive_B & (token_B[:, None] != eos_E[None]).all(axis=1), out
 
+    def any_alive(alive_B):  # devices that share experts go on together
+      more = alive_B.any()
+      return jax.lax.pmax(more, 'expert') if mesh.shape['expert'] > 1 else more
+
     def step(start, u_IB2, state):
-      i, token_B, alive_B, cache, out = state
+      i, _, token_B, alive_B, cache, out = state
       S = jax.tree.leaves(cache.k)[0].shape[-1]
       slots_1S = jnp.arange(S)[None]
       written = Past(cache, slots_1S < i - 1, lengths_B[:, None] + slots_1S)
@@ -74,30 +78,62 @@ def make_sampler(model, cfg: Sampling, eos_ids, G, mesh, pieces=1):
       # A token is never negative: the slot is i - 1, and known only after every read of the cache,
       # which lets XLA write in place. Otherwise it copies the cache for every token.
       slot = jnp.minimum(i - 1, i - 1 + token_B[0])
-      return i + 1, token_B, alive_B, write(cache, fresh, slot), out
+      return i + 1, any_alive(alive_B), token_B, alive_B, write(cache, fresh, slot), out
 
     out = (jnp.zeros((C, B), jnp.int32), jnp.zeros((C, B)), jnp.zeros(B, jnp.int32))
     first_B1D = jnp.repeat(last_hidden(hidden_PTD, lengths_P), G, axis=0)
     alive_B = lengths_B > 0  # rows without a prompt only fill up the batch
     token_B, alive_B, out = draw(0, uniforms(keys_B, 0, 1)[0], first_B1D, alive_B, out)
-    i, cache, start = 1, model.init_cache(B, 0), 1
+    i, more, cache, start = 1, any_alive(alive_B), model.init_cache(B, 0), 1
     for end in piece_ends(C, pieces) if C > 1 else ():  # the first token is drawn already
-      unfinished = lambda state, end=end: (state[0] < end) & state[2].any()
+      unfinished = lambda state, end=end: (state[0] < end) & state[1]
       body = partial(step, start, uniforms(keys_B, start, end))
-      i, token_B, alive_B, cache, out = jax.lax.while_loop(
-          unfinished, body, (i, token_B, alive_B, grow(cache, end), out))
+      i, more, token_B, alive_B, cache, out = jax.lax.while_loop(
+          unfinished, body, (i, more, token_B, alive_B, grow(cache, end), out))
       start = end
     tokens_CB, logp_CB, count_B = out
     back = lambda x_CB: x_CB.T.reshape(P, G, C)
     return back(tokens_CB), count_B.reshape(P, G), ~alive_B.reshape(P, G), back(logp_CB)
 
-  rows = (False, False, True, True, True, True)
-  mapped = sharding.over_data(sample, mesh, rows, (True,) * 4)
+  ins = (sharding.shares(model.axes()), sharding.WHOLE) + (sharding.BY_ROWS,) * 4
+  mapped = sharding.over_rows(sample, mesh, ins, (sharding.BY_ROWS,) * 4)
 
   def sampler(params, key, rows_P, prompts_PT, lengths_P, firsts_P=0):
-    return mapped(params, key, rows_P, prompts_PT, lengths_P, jnp.zeros_like(rows_P) + firsts_P)
+    firsts_P = jnp.zeros_like(rows_P) + firsts_P
+    out = mapped(params, key, rows_P, prompts_PT, lengths_P, firsts_P)
+    # Whole in every process, brought together as part of the call: asked for later, it would have
+    # to wait for the calls that follow.
+    return jax.lax.with_sharding_constraint(out, sharding.replicated(mesh))
 
   return jax.jit(sampler)
+
+
+def make_copy(model, machine, mesh, merge=lambda params: params):
+  """(params -> the parameters as sampling reads them, the mesh that they lie on and that samples).
+
+  merge(params), in machine.dtype but for what the layers read in float32, so that the same numbers
+  are multiplied as in training, in the layout of sharding.sampling_mesh. Where all that is so
+  already, the parameters themselves.
+  """
+  there = sharding.sampling_mesh(machine, mesh)
+
+  def read(params):
+    return jax.tree.map_with_path(lambda path, x: x if model.exact(path[-1].key) else x.astype(
+        machine.dtype), merge(params))  # yapf: disable
+
+  def copy(params):
+    shapes = jax.eval_shape(read, params)
+    where = sharding.shardings(model.axes(), shapes, there)
+    lies = lambda x, shape, where: (x.dtype, x.sharding.is_equivalent_to(where, x.ndim)) == (
+        shape.dtype, True)
+    if jax.tree.structure(params) == jax.tree.structure(shapes) and jax.tree.all(
+        jax.tree.map(lies, params, shapes, where)):
+      return params
+    if machine.sample_devices:
+      return jax.device_put(jax.jit(read)(params), where)
+    return jax.jit(read, out_shardings=where)(params)
+
+  return copy, there
 
 
 def _row_keys(key, rows_P, firsts_P, G):
@@ -124,8 +160,9 @@ def grow(cache, S):
     pads[axis] = (0, S - x.shape[axis])
     return jnp.pad(x, pads)
 
-  return KV(jax.tree.map(lambda k: longer(k, -1), cache.k),
-            jax.tree.map(lambda v: longer(v, -2), cache.v))
+  lay = lambda x, letters: sharding.constrain(x, 'L' * (x.ndim - 4) + letters)
+  return KV(jax.tree.map(lambda k: lay(longer(k, -1), 'BKWS'), cache.k),
+            jax.tree.map(lambda v: lay(longer(v, -2), 'BKSW'), cache.v))
 
 
 def write(cache, fresh, slot):

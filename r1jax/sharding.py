@@ -1,24 +1,40 @@
 """Machines and meshes: what the hardware wants, and which axis letter lives on which mesh axis.
 
-The mesh has three axes. `data` holds copies of the parameters, each working on its own rows; the
-loops that use it are written with shard_map, so that a device talks to its copies once an update
-and never once a token. `fsdp` and `tensor` cut the parameters and are left to XLA.
+The mesh has five axes. Rows of a batch are spread over the first three, ROWS, by shard_map: each
+device loops over rows of its own, and what it needs of others is said in plain sight.
+
+  data     copies of everything, which meet once an update
+  fsdp     each weight is cut along D and made whole where a layer uses it (ZeRO-3, 1910.02054)
+  expert   routed experts are spread; tokens travel to them (model/moe.py)
+  context  one row's positions are spread, for rows too long for a device
+  tensor   heads, ffn and vocabulary are cut (Megatron, 1909.08053), positions between the layers
+
+The last two are left to XLA, told by `constrain` what lies where. Sampling has a mesh of its own
+over the same devices, or over others, in which fsdp and context are 1: a token waits for no weight.
 """
 import ctypes
 import dataclasses
+import math
 import os
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 
+from r1jax import processes
 from r1jax.types import UserError
 
-RULES = {  # axis letter -> mesh axis; any other letter is replicated
-    'D': 'fsdp', 'K': 'tensor', 'H': 'tensor', 'F': 'tensor', 'I': 'tensor', 'M': 'tensor',
-    'V': 'tensor',
+AXES = ('data', 'fsdp', 'expert', 'context', 'tensor')
+ROWS = AXES[:3]
+
+RULES = {  # axis letter of a weight -> mesh axes; any other letter is replicated
+    'D': ('fsdp', 'context'), 'E': ('expert',), 'K': ('tensor',), 'H': ('tensor',),
+    'F': ('tensor',), 'I': ('tensor',), 'M': ('tensor',), 'V': ('tensor',),
 }  # yapf: disable
+ACTIVATIONS = {  # of what the layers compute, whose rows are a device's own
+    'T': ('context',), **{letter: RULES[letter] for letter in 'KHFIMV'}}  # yapf: disable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +42,13 @@ class Machine:
   """What the hardware wants. The maths does not know it; None is the platform's default."""
   data: int = -1  # copies of the parameters, -1: as many as the devices allow
   fsdp: int = 1  # devices that share one copy, cut along the model axis
+  expert: int = 1  # devices that share the routed experts
+  context: int = 1  # devices that share the positions of a row
   tensor: int = 1  # devices that share one copy, cut along heads, ffn and vocabulary
+  sample_tensor: int | None = None  # the same while sampling; None: as above
+  sample_expert: int | None = None
+  sample_devices: int = 0  # the last so many devices sample, the others train; 0: all do both
+  topology: str = ''  # what the sizes are chosen for, as v5p:4x4x4 or h100:64, for `r1jax plan`
   cpu_devices: int | None = None  # virtual CPU devices, one a core by default
   unroll: bool | None = None  # layers one by one (small models on CPU) or scanned
   micro_rows: int | None = None  # completions, or packed rows, a device trains on at once
@@ -52,19 +74,28 @@ def start(machine: Machine) -> tuple[Machine, jax.sharding.Mesh]:
   does not fit the devices.
   """
   cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-  cpu_devices = machine.cpu_devices or max(1, cores)
+  asked = int(os.environ.get('JAX_NUM_CPU_DEVICES', 0))  # a launcher's word for all stages
+  machine = dataclasses.replace(machine, cpu_devices=asked or machine.cpu_devices or max(1, cores))
   try:
-    jax.config.update('jax_num_cpu_devices', cpu_devices)
+    jax.config.update('jax_num_cpu_devices', machine.cpu_devices)
   except RuntimeError:  # devices exist already (tests, notebooks): use those
     pass
+  processes.start()
   platform = jax.devices()[0].platform
   if platform == 'cpu':
     keep_freed_memory()
-  defaults = DEFAULTS[platform]
-  machine = dataclasses.replace(
-      machine, cpu_devices=cpu_devices,
-      **{k: v for k, v in defaults.items() if getattr(machine, k) is None})
+  machine = fill(machine, platform)
+  if machine.sample_devices and jax.process_count() > 1:
+    raise UserError('sample_devices are for one process: with several, parameters would have to '
+                    'travel between processes; leave it at 0, and all devices train and sample')
   return machine, make_mesh(machine)
+
+
+def fill(machine: Machine, platform: str) -> Machine:
+  """The machine with every None replaced by the platform's default: cpu, gpu or tpu."""
+  defaults = DEFAULTS[platform]
+  return dataclasses.replace(machine,
+                             **{k: v for k, v in defaults.items() if getattr(machine, k) is None})
 
 
 def keep_freed_memory():
@@ -84,27 +115,61 @@ def keep_freed_memory():
   mallopt(top_pad, 2**26)
 
 
-def make_mesh(machine: Machine) -> jax.sharding.Mesh:
-  """The mesh [data, fsdp, tensor] over all devices. Raises UserError where they do not divide."""
-  n, copy = jax.device_count(), machine.fsdp * machine.tensor
+def make_mesh(machine: Machine, devices=None) -> jax.sharding.Mesh:
+  """The mesh of training over `devices`, all but those that only sample by default.
+
+  Raises UserError where the sizes do not divide them.
+  """
+  if devices is None:
+    devices = jax.devices()[:jax.device_count() - machine.sample_devices]
+  sizes = [machine.data, machine.fsdp, machine.expert, machine.context, machine.tensor]
+  n, copy = len(devices), math.prod(sizes[1:])
   data = n // max(1, copy) if machine.data == -1 else machine.data
   whole = machine.data != -1 or data * copy == n
-  if min(data, machine.fsdp, machine.tensor) < 1 or data * copy > n or not whole:
-    raise UserError(f'the mesh data={machine.data} x fsdp={machine.fsdp} x tensor={machine.tensor} '
-                    f'does not fit {n} devices: choose sizes whose product is {n}')
-  return jax.make_mesh((data, machine.fsdp, machine.tensor), ('data', 'fsdp', 'tensor'),
-                       axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:data * copy])
+  if min(data, *sizes[1:]) < 1 or data * copy > n or not whole:
+    said = ' x '.join(f'{axis}={size}' for axis, size in zip(AXES, sizes))
+    raise UserError(f'the mesh {said} does not fit {n} devices: choose sizes whose product is {n}')
+  sizes[0], devices = data, list(devices)[:data * copy]
+  # Neighbours in the mesh are neighbours in the machine, where it is a torus.
+  return _mesh(mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True), sizes)
 
 
-def spec(letters, shape, mesh) -> PartitionSpec:
-  """PartitionSpec for axis letters; raises UserError where a mesh axis does not divide a size."""
+def sampling_mesh(machine: Machine, mesh, devices=None) -> jax.sharding.Mesh:
+  """The mesh of sampling: the training mesh's devices, or the last machine.sample_devices of all.
+
+  Rows are spread over all but tensor and expert. Raises UserError where the sizes do not divide.
+  """
+  if machine.sample_devices:
+    devices = (devices or jax.devices())[-machine.sample_devices:]
+  else:
+    devices = mesh.devices.flatten()
+  expert = machine.sample_expert or machine.expert
+  tensor = machine.sample_tensor or machine.tensor
+  if len(devices) % (expert * tensor):
+    raise UserError(f'sampling with expert={expert} x tensor={tensor} does not divide its '
+                    f'{len(devices)} devices: choose sample_expert and sample_tensor that do')
+  return _mesh(devices, (len(devices) // (expert * tensor), 1, expert, 1, tensor))
+
+
+def _mesh(devices, sizes):
+  return jax.sharding.Mesh(np.reshape(devices, sizes), AXES, axis_types=(AxisType.Auto,) * 5)
+
+
+def rows(mesh) -> int:
+  """Into how many parts the rows of a batch are cut."""
+  return math.prod(mesh.shape[axis] for axis in ROWS)
+
+
+def spec(letters, shape, mesh, rules=RULES) -> PartitionSpec:
+  """PartitionSpec for axis letters; raises UserError where mesh axes do not divide a size."""
   out = []
   for letter, size in zip(letters, shape, strict=True):
-    axis = RULES.get(letter)
-    if axis and size % mesh.shape[axis]:
-      raise UserError(f'axis {letter} has size {size}, which the mesh axis {axis} of '
-                      f'{mesh.shape[axis]} devices does not divide: choose another mesh')
-    out.append(axis)
+    axes = rules.get(letter, ())
+    cuts = math.prod(mesh.shape[axis] for axis in axes)
+    if size % cuts:
+      raise UserError(f'axis {letter} has size {size}, which the {cuts} devices of the mesh axis '
+                      f'{" x ".join(axes)} do not divide: choose another mesh')
+    out.append(axes or None)
   return PartitionSpec(*out)
 
 
@@ -119,26 +184,127 @@ def replicated(mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
+def by_rows(mesh) -> NamedSharding:
+  """The sharding of an array whose leading axis is rows."""
+  return NamedSharding(mesh, PartitionSpec(ROWS))
+
+
 def put_rows(tree: Any, mesh) -> Any:
-  """Host arrays -> device arrays whose leading axis is spread over `data`."""
-  return jax.device_put(tree, NamedSharding(mesh, PartitionSpec('data')))
+  """Host arrays, the same in every process -> device arrays, their leading axis over ROWS."""
+  return put(tree, by_rows(mesh))
 
 
-def over_data(f, mesh, in_rows, out_rows):
-  """shard_map over `data` alone: True marks an argument or result whose leading axis is rows."""
-  side = lambda rows: PartitionSpec('data') if rows else PartitionSpec()
-  return jax.shard_map(f, mesh=mesh, in_specs=tuple(map(side, in_rows)),
-                       out_specs=jax.tree.map(side, out_rows), axis_names={'data'}, check_vma=False)
+def put(tree: Any, where) -> Any:
+  """Host arrays, the same in every process -> device arrays that lie as `where` says."""
+  if jax.process_count() == 1:
+    return jax.device_put(tree, where)
+  place = lambda x: jax.make_array_from_callback(x.shape, where, lambda index: x[index])
+  return jax.tree.map(lambda x: place(np.asarray(x)), tree)
+
+
+def fetch(tree: Any) -> Any:
+  """Device arrays -> host arrays, whole in every process, which all must call this."""
+
+  def get(x):
+    if getattr(x, 'is_fully_addressable', True) or x.is_fully_replicated:
+      return np.asarray(x)
+    return multihost_utils.process_allgather(x, tiled=True)
+
+  return jax.tree.map(get, tree)
+
+
+# -- inside the loops over rows ----------------------------------------------------------------
+
+WHOLE, BY_ROWS = PartitionSpec(), PartitionSpec(ROWS)  # in and out of over_rows
+
+
+def over_rows(f, mesh, ins, outs):
+  """shard_map over ROWS: f sees the rows, and the shares of weights, of one device or of the few
+  that XLA cuts context and tensor over. `ins` and `outs`: WHOLE, BY_ROWS or shares(axes)."""
+  return jax.shard_map(f, mesh=mesh, in_specs=ins, out_specs=outs, axis_names=set(ROWS),
+                       check_vma=False)
+
+
+def shares(axes: Any) -> Any:
+  """How weights of these letters enter and leave `over_rows`: cut as RULES say."""
+  cut = lambda letter: next((axis for axis in RULES.get(letter, ()) if axis in ROWS), None)
+  return jax.tree.map(lambda letters: PartitionSpec(*map(cut, letters)), axes)
+
+
+def gathered(w, letters):
+  """A weight with its D whole, where it is a share; its gradient goes back as shares, summed."""
+  axes = cutting('D')
+  if 'D' not in letters or not axes:
+    return w
+  i = letters.index('D')
+  gather = lambda w: jax.lax.all_gather(w, axes, axis=i, tiled=True)
+  stored, used = auto_spec(letters, w.shape, RULES), auto_spec(letters, w.shape, ACTIVATIONS)
+  return by_hand(gather, (stored,), used)(w)
+
+
+def summed(grads: Any, axes: Any) -> Any:
+  """Gradients of each device's rows -> of all rows. Along an axis that cuts a weight the sum has
+  been made already, where its shares were brought together."""
+
+  def add(letters, x):
+    cut = {axis for letter in letters for axis in RULES.get(letter, ())}
+    over = tuple(axis for axis in ROWS if axis not in cut and cuts(axis) > 1)
+    return jax.lax.psum(x, over) if over else x
+
+  return jax.tree.map(add, axes, grads)
+
+
+def constrain(x, letters, **more):
+  """Tells XLA how it cuts x over context and tensor: by ACTIVATIONS, or for a letter by `more`.
+
+  A size that the mesh axes do not divide, such as the one position of decoding, is whole.
+  """
+  if not _auto():
+    return x
+  return jax.lax.with_sharding_constraint(x, auto_spec(letters, x.shape, {**ACTIVATIONS, **more}))
+
+
+def _auto():
+  """The mesh axes along which XLA cuts, here."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return [axis for axis in AXES[3:] if cuts(axis) > 1 and axis not in mesh.manual_axes]
+
+
+def auto_spec(letters, shape, rules) -> PartitionSpec:
+  """How XLA is to cut an array here; a size that the mesh axes do not divide stays whole."""
+  auto, mesh = _auto(), jax.sharding.get_abstract_mesh()
+
+  def cut(letter, size):
+    axes = tuple(axis for axis in rules.get(letter, ()) if axis in auto)
+    return axes if axes and size % math.prod(mesh.shape[axis] for axis in axes) == 0 else None
+
+  return PartitionSpec(*map(cut, letters, shape))
+
+
+def by_hand(f, ins, outs):
+  """f with what XLA cuts cut by hand instead, as the PartitionSpecs say: for collectives and
+  kernels, which XLA would give whole arrays."""
+  auto = _auto()
+  return jax.shard_map(f, in_specs=ins, out_specs=outs, axis_names=set(auto),
+                       check_vma=False) if auto else f
+
+
+def whole(x):
+  """What XLA may have cut over context and tensor, whole on each device."""
+  return constrain(x, ' ' * x.ndim)
+
+
+def cutting(letter) -> tuple:
+  """The mesh axes of more than one device that cut a weight's letter, here."""
+  return tuple(axis for axis in RULES[letter] if cuts(axis) > 1)
+
+
+def cuts(axis) -> int:
+  """The size of a mesh axis here; 1 where there is no mesh."""
+  return jax.sharding.get_abstract_mesh().shape.get(axis, 1)
 
 
 def pad_rows(tree: Any, multiple: int) -> Any:
   """Host arrays with their leading axis padded with zeros to a multiple."""
   pad = lambda x: np.concatenate([x, np.zeros((-len(x) % multiple, *x.shape[1:]), x.dtype)])
   return jax.tree.map(lambda x: pad(np.asarray(x)), tree)
-
-
-def whole(x):
-  """What XLA may have cut along fsdp and tensor, whole on each device; elsewhere as it is."""
-  mesh = jax.sharding.get_abstract_mesh()
-  cut = [axis for axis, size in mesh.shape.items() if axis != 'data' and size > 1]
-  return jax.lax.with_sharding_constraint(x, PartitionSpec()) if cut else x

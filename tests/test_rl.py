@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from r1jax import grpo, rollout, sharding
+from r1jax import grpo, metrics, rollout, sharding
 from r1jax.model import MLA
 from r1jax.stages import rl
 from r1jax.types import Completion, Problem, Rollout, Source, UserError
@@ -83,3 +83,29 @@ def test_a_mean_is_over_what_a_reward_applies_to():
   assert numbers['reward/rule'] == 0.5 and 'reward/never' not in numbers
   assert numbers['reward/errors'] == numbers['reward/timeouts'] == 1
   assert [row['scores'] for row in rl.records(graded)] == [{'rule': 1.0}, {'rule': 0.0}, {}, {}]
+
+
+def test_rollouts_ahead_are_stale_and_the_others_are_not(finished, tmp_path):
+  """On a device of its own for sampling, with 4 rollouts of 2 updates and a state saved after 2 of
+  them: the second and the fourth come from parameters that are one rollout old."""
+  base = tiny.experiment()[1].config
+  objective = dataclasses.replace(base.objective, importance=grpo.truncated)
+
+  def run(name, **changes):
+    out = tmp_path / name
+    out.mkdir()
+    cfg = dataclasses.replace(base, init=str(finished / 'out/base'), objective=objective,
+                              save_every=4, **changes)
+    rl.run(cfg, str(out))
+    rows = [row for row in metrics.read(out / 'metrics.jsonl') if 'mismatch' in row]
+    return np.array([[row['loss'], row['mismatch']] for row in rows])
+
+  apart = sharding.Machine(data=1, sample_devices=1)
+  together, fresh = run('together'), run('fresh', machine=apart)
+  np.testing.assert_array_equal(fresh, together)
+  ahead = run('ahead', machine=apart, staleness=1)
+  stale = np.array([0, 0, 1, 1, 0, 0, 1, 1], bool)
+  assert (fresh[:, 1] < 1e-6).all() and (ahead[~stale, 1] < 1e-6).all()
+  assert (ahead[stale, 1] > 1e-4).all()
+  with pytest.raises(UserError, match='older than the one that learns'):
+    rl.check(dataclasses.replace(base, staleness=1))

@@ -126,8 +126,9 @@ def test_the_loop_ends_with_the_last_row(tiny, monkeypatch):
     return model.logits(params, hidden).at[..., jnp.array(sorted(EOS))].add(params['wish'])
 
   # Under shard_map over some of a mesh's axes there are no callbacks.
-  monkeypatch.setattr(sharding, 'over_data', lambda f, *_: f)
-  sampler = sample.make_sampler(model._replace(logits=logits), Sampling(C), EOS, G, None, pieces=3)
+  monkeypatch.setattr(sharding, 'over_rows', lambda f, *_: f)
+  mesh = sharding.make_mesh(Machine(data=1))
+  sampler = sample.make_sampler(model._replace(logits=logits), Sampling(C), EOS, G, mesh, pieces=3)
   for wish, steps in (1e9, [1]), (3.0, range(2, C)), (-1e9, [C]):
     counted.clear()
     out = sampler({**params, 'wish': wish}, jax.random.key(5), NUMBERS, PROMPTS, LENGTHS)

@@ -44,7 +44,7 @@ TENSORS = {
     'kv_down': ('X D', 'self_attn.kv_a_proj_with_mqa.weight'),
     'kv_down_norm': ('*', 'self_attn.kv_a_layernorm.weight'),
     'kv_up': ('HY Z', 'self_attn.kv_b_proj.weight'),
-    'router': ('E D', 'mlp.gate.weight'),
+    'router': ('e D', 'mlp.gate.weight'),
     'router_bias': ('*', 'mlp.gate.e_score_correction_bias'),
     'experts_gate': ('I D', 'mlp.experts.{e}.gate_proj.weight'),
     'experts_up': ('I D', 'mlp.experts.{e}.up_proj.weight'),

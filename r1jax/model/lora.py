@@ -46,17 +46,16 @@ class LoRA:
 
 
 def adapt(cfg: LoRA, model: Model, params, seed, mesh):
-  """(what is trained, what samples and evaluates, the parameters of both), on the mesh.
+  """(what is trained, its parameters), on the mesh; `merge` gives those of the model itself.
 
-  With rank 0, the model, the model and its parameters, as they are.
+  With rank 0, the model and its parameters, as they are.
   """
   if not cfg.rank:
-    return model, model, params
+    return model, params
   init, key = partial(_init, cfg, model), seeds.key(seed, 'lora')
   where = sharding.shardings(_axes(cfg, model.axes()), jax.eval_shape(init, key), mesh)
   params = {'base': params, 'adapters': jax.jit(init, out_shardings=where)(key)}
-  merged = model._replace(split=lambda params: model.split(merge(cfg, params)))
-  return make(model, cfg), merged, params
+  return make(model, cfg), params
 
 
 def make(trunk: Model, cfg: LoRA) -> Model:
@@ -69,6 +68,7 @@ def make(trunk: Model, cfg: LoRA) -> Model:
       join=partial(_join, trunk),
       apply=lambda params, *args, **more: trunk.apply(boxed(params), *args, **more),
       logits=lambda params, hidden_BTD: trunk.logits(boxed(params), hidden_BTD),
+      exact=lambda name: True,  # adapters are added to the weight first
   )  # yapf: disable
 
 

@@ -4,10 +4,14 @@ Every token goes to `top` of E routed experts, chosen by a router, and to the sh
 is dropped. E experts, I the ffn width of one, M that of the shared ones together, U = 2: gate, up.
 """
 import dataclasses
+from functools import partial
 from typing import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from r1jax.sharding import by_hand, constrain, cuts
 
 
 def softmax(logits_NE):
@@ -46,6 +50,8 @@ class MoE:
   normalise: bool = False  # the chosen experts' weights add up to 1
   scale: float = 1.0  # factor on the weights
 
+  e = property(lambda self: self.E)  # where each device has it whole
+
 
 def route(moe: MoE, logits_NE, bias_E=None):
   """The experts of each token, int32 [N, top], and their weights, float32 [N, top].
@@ -72,60 +78,178 @@ def route(moe: MoE, logits_NE, bias_E=None):
 def ffn(cfg, weight, h_BTD):
   """Routed and shared experts' sum, [B, T, D]: each activation(gate) * up, then down.
 
-  The tokens are sorted by expert, so that each expert has consecutive rows: where ragged_dot has a
-  kernel, as on TPUs, it multiplies these alone, top / E of the work of all experts for any routing.
-  XLA:CPU multiplies every row by every expert.
+  Where `weight` gives only a part of the E experts, the mesh axis `expert` holds them all, each
+  device its own rows of B too, and this runs inside a shard_map over that axis.
   """
-  moe, (B, T, D) = cfg.moe, h_BTD.shape
-  x_ND = h_BTD.reshape(B * T, D)
-  router_DE = weight('router', 'DE', dtype=jnp.float32)
-  logits_NE = jnp.einsum('ND,DE->NE', x_ND.astype(jnp.float32), router_DE, precision='highest')
-  bias_E = weight('router_bias', 'E', zero=True, dtype=jnp.float32) if moe.bias else None
-  experts_Nk, weights_Nk = route(moe, logits_NE, bias_E)
+  moe, h_BTD = cfg.moe, constrain(h_BTD, 'BTD')  # gathered over tensor once for both
+  # The router's experts are `e`, since each device scores its tokens for all of them.
+  router_DE = weight('router', 'De', dtype=jnp.float32)
+  bias_E = weight('router_bias', 'e', zero=True, dtype=jnp.float32) if moe.bias else None
+  # Two weights, as one would be cut or joined along I, which a mesh may have cut already.
+  gate, up = weight('experts_gate', 'EDI'), weight('experts_up', 'EDI')
+  experts = gate, up, weight('experts_down', 'EID', narrow=True)
+  out_BTD, experts_BTk = _on_own_tokens(cfg, h_BTD, (router_DE, bias_E), experts)
+  if moe.bias:
+    out_BTD = count_load(out_BTD, bias_E, experts_BTk)
+  if moe.M:
+    gate_up = jnp.einsum('BTD,DUM->BTUM', h_BTD, weight('shared_gate_up', 'DUM'))
+    h_BTM = cfg.activation(gate_up[:, :, 0]) * gate_up[:, :, 1]
+    out_BTD += jnp.einsum('BTM,MD->BTD', h_BTM, weight('shared_down', 'MD', narrow=True))
+  return out_BTD
 
+
+def _on_own_tokens(cfg, h_BTD, router, experts):
+  """`_routed`, on each device's part of T (mesh axis context) and of I (tensor), where these are
+  cut: left to itself, XLA would gather all tokens to sort them."""
+  T = 'context' if cuts('context') > 1 and h_BTD.shape[1] % cuts('context') == 0 else None
+  I = 'tensor' if cuts('tensor') > 1 else None  # noqa: E741
+
+  def part(h_1BTD, router, experts):
+    out_BTD, experts_BTk = _routed(cfg, h_1BTD[0], router, experts)
+    return out_BTD[None], experts_BTk
+
+  # A part of I makes a part of each sum. These are added out here, as are the gradients of copies
+  # of the tokens, so that XLA makes of it what it needs, all-reduce or reduce-scatter.
+  columns, rows, tokens = P(None, None, I), P(None, I), P(I, None, T)
+  f = by_hand(part, (tokens, P(), (columns, columns, rows)), (tokens, P(None, T)))
+  copies = jnp.broadcast_to(h_BTD[None], (cuts('tensor'), *h_BTD.shape))
+  sums, experts_BTk = f(copies, router, experts)
+  return jax.lax.reduce_sum(sums, (0,)), experts_BTk
+
+
+def _routed(cfg, h_BTD, router, experts):
+  """The routed experts' weighted sum, [B, T, D], and each token's experts, [B, T, top]."""
+  moe, (B, T, D) = cfg.moe, h_BTD.shape
+  x_ND, (router_DE, bias_E) = h_BTD.reshape(B * T, D), router
+  logits_NE = jnp.einsum('ND,DE->NE', x_ND.astype(jnp.float32), router_DE, precision='highest')
+  experts_Nk, weights_Nk = route(moe, logits_NE, bias_E)
+  mix = _here if len(experts[0]) == moe.E else _everywhere
+  out_ND = mix(cfg, x_ND, experts_Nk, weights_Nk, experts)
+  return out_ND.reshape(B, T, D), experts_Nk.reshape(B, T, moe.top)
+
+
+def _here(cfg, x_ND, experts_Nk, weights_Nk, experts):
+  """All experts are here. The tokens are sorted by expert, so that each has consecutive rows:
+  where ragged_dot has a kernel, as on TPUs, it multiplies these alone, top / E of the work of all
+  experts for any routing. XLA:CPU multiplies every row by every expert.
+  """
+  gate, up, down_EID = experts
+  (N, D), moe = x_ND.shape, cfg.moe
   flat_M = experts_Nk.reshape(-1)  # slot n * top + i: token n's i-th expert
   order_M = jnp.argsort(flat_M, stable=True)
   back_M = jnp.argsort(order_M)
   sizes_E = jnp.bincount(flat_M, length=moe.E).astype(jnp.int32)
   rows_MD = jnp.repeat(x_ND, moe.top, axis=0)[order_M]
-  # Two weights, as one would be cut or joined along I, which a mesh may have cut already.
-  gate, up = (jax.lax.ragged_dot(rows_MD, weight(name, 'EDI'), sizes_E)
-              for name in ('experts_gate', 'experts_up'))  # yapf: disable
-  down_EID = weight('experts_down', 'EID', narrow=True)
+  gate, up = (jax.lax.ragged_dot(rows_MD, w, sizes_E) for w in (gate, up))
   out_MD = jax.lax.ragged_dot(cfg.activation(gate) * up, down_EID, sizes_E)
-  out_NkD = out_MD[back_M].reshape(B * T, moe.top, D)
-  out_ND = jnp.einsum('NkD,Nk->ND', out_NkD, weights_Nk.astype(out_NkD.dtype))
-  if moe.bias:
-    out_ND = count_load(out_ND, bias_E, experts_Nk)
-  if moe.M:
-    gate_up = jnp.einsum('ND,DUM->NUM', x_ND, weight('shared_gate_up', 'DUM'))
-    h_NM = cfg.activation(gate_up[:, 0]) * gate_up[:, 1]
-    out_ND += jnp.einsum('NM,MD->ND', h_NM, weight('shared_down', 'MD', narrow=True))
-  return out_ND.reshape(B, T, D)
+  out_NkD = out_MD[back_M].reshape(N, moe.top, D)
+  return jnp.einsum('NkD,Nk->ND', out_NkD, weights_Nk.astype(out_NkD.dtype))
+
+
+def _everywhere(cfg, x_ND, experts_Nk, weights_Nk, experts):
+  """Each device of the axis `expert` has its part of the experts and its own tokens.
+
+  All tokens come to all devices, each adds up what its experts make of those that chose them, and
+  the sums go back to where the tokens came from. The one collective is the other's transpose.
+  """
+  own, top = len(experts[0]), cfg.moe.top
+  x_ND, experts_Nk, weights_Nk = (
+      jax.lax.all_gather(x, 'expert', tiled=True) for x in (x_ND, experts_Nk, weights_Nk))
+  flat_M = experts_Nk.reshape(-1) - own * jax.lax.axis_index('expert')
+  flat_M = jnp.where((flat_M >= 0) & (flat_M < own), flat_M, own)  # others' come last
+  sizes_E = jnp.bincount(flat_M, length=own + 1)[:own].astype(jnp.int32)
+  # As many slots at once as come with an even load and a quarter more: so memory is bounded, and
+  # mostly one round is enough. 128 fill a matrix unit.
+  n = -(-5 * len(flat_M) * own // (4 * 128 * cfg.moe.E)) * 128
+  n = min(n, len(x_ND) * min(top, own))
+  order_M = jnp.pad(jnp.argsort(flat_M, stable=True), (0, n))  # so that the last round is whole
+  out_ND = _rounds(cfg.activation, n, x_ND, weights_Nk, experts, order_M, sizes_E)
+  return jax.lax.psum_scatter(out_ND, 'expert', tiled=True)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _rounds(activation, n, x_ND, weights_Nk, experts, order_M, sizes_E):
+  """The local experts' weighted sum for each token, [N, D], n slots at a time.
+
+  order_M: slots sorted by expert, those of local ones first; sizes_E: how many each of these has.
+  A round's rows live no longer than it does, backwards too, and there are only as many rounds as
+  there is work for: so this has a gradient of its own, as a loop of unknown length has none.
+  """
+
+  def add(i, out_ND):
+    slots_n, sizes, ours = _slots(i, n, order_M, sizes_E)
+    tokens_n, weights_n = slots_n // weights_Nk.shape[1], weights_Nk.reshape(-1)[slots_n]
+    rows_nD = _gated(activation, sizes, ours, x_ND[tokens_n], weights_n, experts)
+    return out_ND.at[tokens_n].add(rows_nD)
+
+  return jax.lax.fori_loop(0, -(-sizes_E.sum() // n), add, jnp.zeros_like(x_ND))
+
+
+def _rounds_forwards(activation, n, *args):
+  return _rounds(activation, n, *args), args
+
+
+def _rounds_backwards(activation, n, saved, grad_ND):
+  x_ND, weights_Nk, experts, order_M, sizes_E = saved
+
+  def add(i, grads):
+    slots_n, sizes, ours = _slots(i, n, order_M, sizes_E)
+    tokens_n, weights_n = slots_n // weights_Nk.shape[1], weights_Nk.reshape(-1)[slots_n]
+    gated = partial(_gated, activation, sizes, ours)
+    x_nD, w_n, here = jax.vjp(gated, x_ND[tokens_n], weights_n, experts)[1](grad_ND[tokens_n])
+    x, w, more = grads
+    return x.at[tokens_n].add(x_nD), w.at[slots_n].add(w_n), jax.tree.map(jnp.add, more, here)
+
+  zeros = jax.tree.map(jnp.zeros_like, (x_ND, weights_Nk.reshape(-1), experts))
+  x, w, more = jax.lax.fori_loop(0, -(-sizes_E.sum() // n), add, zeros)
+  return x, w.reshape(weights_Nk.shape), more, None, None
+
+
+_rounds.defvjp(_rounds_forwards, _rounds_backwards)
+
+
+def _slots(i, n, order_M, sizes_E):
+  """Round i's slots [n], how many of them each expert has, and which rows are anyone's [n, 1]."""
+  ends_E = jnp.cumsum(sizes_E) - i * n
+  ours = jnp.arange(n)[:, None] < ends_E[-1]
+  sizes = ends_E.clip(0, n) - (ends_E - sizes_E).clip(0, n)
+  return jax.lax.dynamic_slice_in_dim(order_M, i * n, n), sizes, ours
+
+
+def _gated(activation, sizes, ours, x_nD, weights_n, experts):
+  """weight * down(activation(gate) * up) of sorted rows, 0 for a row that is nobody's."""
+  gate, up, down = experts
+
+  def dot(rows, w):  # what ragged_dot gives nobody's rows, and their gradients, is not defined
+    return jnp.where(ours, jax.lax.ragged_dot(jnp.where(ours, rows, 0), w, sizes), 0)
+
+  h_nI = activation(dot(x_nD, gate)) * dot(x_nD, up)
+  # Weighted here and not at the end: so the gradient of a weight needs no third product again.
+  return dot(h_nI * weights_n[:, None].astype(h_nI.dtype), down)
 
 
 @jax.custom_vjp
-def count_load(out_ND, bias_E, experts_Nk):
-  """out_ND as it is. Backwards, the bias gets as its "gradient" each expert's load: the number of
+def count_load(out_BTD, bias_E, experts_BTk):
+  """out_BTD as it is. Backwards, the bias gets as its "gradient" each expert's load: the number of
   tokens that chose it, of those that the loss depends on (padding does not count).
 
   The bias has no gradient of its own, since it only chooses. So the load takes the gradient's way
   to the optimizer, summed over micro-batches and devices with the others, and `balance` is its
   update.
   """
-  del bias_E, experts_Nk
-  return out_ND
+  del bias_E, experts_BTk
+  return out_BTD
 
 
-def _count_forwards(out_ND, bias_E, experts_Nk):
-  return out_ND, (experts_Nk, bias_E)
+def _count_forwards(out_BTD, bias_E, experts_BTk):
+  return out_BTD, (experts_BTk, bias_E)
 
 
-def _count_backwards(saved, grad_ND):
-  experts_Nk, bias_E = saved
-  counts_N = (grad_ND != 0).any(axis=-1).astype(bias_E.dtype)
-  load_E = jnp.zeros_like(bias_E).at[experts_Nk].add(counts_N[:, None])
-  return grad_ND, load_E, None
+def _count_backwards(saved, grad_BTD):
+  experts_BTk, bias_E = saved
+  counts_BT = (grad_BTD != 0).any(axis=-1).astype(bias_E.dtype)
+  load_E = jnp.zeros_like(bias_E).at[experts_BTk].add(counts_BT[..., None])
+  return grad_BTD, load_E, None
 
 
 count_load.defvjp(_count_forwards, _count_backwards)

@@ -5,6 +5,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from r1jax import sharding
+
 
 def silu(x):
   """x sigmoid(x), arXiv 1606.08415."""
@@ -39,6 +41,38 @@ def rotate_neighbours(x_BTKRW, rotation):
 def _turn(a, b, rotation):
   cos, sin = rotation
   return a * cos - b * sin, b * cos + a * sin
+
+
+def look_up(table_VD, tokens_BT):
+  """The tokens' rows of a table, [B, T, D], where this device may hold only a share of it.
+
+  Instead of the table it is the tokens that travel, to all shares of D, and the rows' shares come
+  back; of the shares of V, one has each row and the others add 0.
+  """
+  over_d, over_v = sharding.cutting('D'), sharding.cutting('V')
+  if not over_d + over_v:
+    return table_VD[tokens_BT]
+
+  def look(table_vd, tokens_BT):
+    asked = jax.lax.all_gather(tokens_BT, over_d) if over_d else tokens_BT[None]
+    if over_v:
+      asked -= jax.lax.axis_index('tensor') * len(table_vd)
+      here = (0 <= asked) & (asked < len(table_vd))
+      rows = jnp.where(here[..., None], table_vd[jnp.where(here, asked, 0)], 0)
+    else:
+      rows = table_vd[asked]
+    if over_d:
+      rows = jax.lax.all_to_all(rows, over_d, 0, 0)  # each share of my tokens' rows
+    rows_BTD = jnp.moveaxis(rows, 0, -2).reshape(*tokens_BT.shape, -1)
+    if spread:  # each sums up some of the positions
+      return jax.lax.psum_scatter(rows_BTD, 'tensor', scatter_dimension=1, tiled=True)
+    return jax.lax.psum(rows_BTD, over_v) if over_v else rows_BTD
+
+  stored = sharding.auto_spec('VD', table_VD.shape, sharding.RULES)
+  tokens = sharding.auto_spec('BT', tokens_BT.shape, sharding.ACTIVATIONS)
+  both = sharding.auto_spec('BT', tokens_BT.shape, {'T': ('context', 'tensor')})
+  spread = over_v and both != tokens
+  return sharding.by_hand(look, (stored, tokens), both if spread else tokens)(table_VD, tokens_BT)
 
 
 def attention(q_BTKRW, blocks, scale, cap=0.0):

@@ -8,7 +8,8 @@ from r1jax.types import Model
 
 def make(trunk: Model) -> Model:
   """The same architecture with two more parameters, score_head [D] and score_bias []."""
-  return trunk._replace(init=partial(_init, trunk), axes=partial(_axes, trunk))
+  return trunk._replace(init=partial(_init, trunk), axes=partial(_axes, trunk),
+                        exact=lambda name: name.startswith('score_') or trunk.exact(name))
 
 
 def _init(trunk, key):

@@ -5,8 +5,9 @@ N = R + 2: a key-value head's R queries, its key and its value, projected by one
 U = 2: gate and up. Softmax, norms, rotations and logits are float32 whatever the dtype.
 """
 import dataclasses
+import functools
 from functools import partial
-from typing import Callable, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 from flax import linen as nn
 import jax
@@ -17,8 +18,9 @@ from r1jax.model import moe as moe_lib
 from r1jax.model import rope
 from r1jax.model.mla import MLA
 from r1jax.model.moe import MoE
-from r1jax.model.parts import attention, rms_norm, rotate, silu
-from r1jax.sharding import Machine, whole
+from r1jax.model.parts import attention, look_up, rms_norm, rotate, silu
+from r1jax import sharding
+from r1jax.sharding import Machine, constrain
 from r1jax.types import KV, Model, UserError
 
 Rope = rope.Default | rope.Linear | rope.Llama3 | rope.Yarn
@@ -107,13 +109,14 @@ def make(cfg: Config, machine: Machine = Machine(unroll=True, remat=False)) -> M
   split, join = (_split, _join) if machine.unroll else (lambda params: params,) * 2
   return Model(cfg, partial(_init, cfg), partial(_axes, cfg), split, join,
                partial(_init_cache, cfg, machine), partial(_apply, cfg, machine),
-               partial(_logits, cfg))
+               partial(_logits, cfg), _exact)
 
 
 def _init(cfg, key):
   return nn.unbox(_boxed(cfg, key))
 
 
+@functools.cache  # it is asked for often, and tracing a large model's init takes a second
 def _axes(cfg):
   boxed = jax.eval_shape(lambda: _boxed(cfg, jax.random.key(0)))
   return jax.tree.map(lambda box: ''.join(box.names), boxed, is_leaf=_is_box)
@@ -169,8 +172,13 @@ def _init_cache(cfg, machine, B, S):
   return KV(stack(layer.k), stack(layer.v))
 
 
+def _exact(name):
+  return name.endswith(('norm', 'router', 'router_bias'))
+
+
 def _logits(cfg, params, hidden_BTD):
-  return _Ends(cfg).apply({'params': _ends(params)}, hidden_BTD, method=_Ends.logits)
+  ends = _Ends(cfg, hidden_BTD.dtype)
+  return ends.apply({'params': _ends(params)}, hidden_BTD, method=_Ends.logits)
 
 
 def _apply(cfg, machine, params, tokens_BT, positions_BT, segments_BT=None, past=()):
@@ -179,8 +187,9 @@ def _apply(cfg, machine, params, tokens_BT, positions_BT, segments_BT=None, past
   A query sees the earlier positions of its own row (of its own segment, where segments are given),
   itself, and every slot that a `types.Past` shows; in a windowed layer only the nearest of them.
   """
-  x_BTD = _Ends(cfg).apply({'params': _ends(params)}, tokens_BT, method=_Ends.embed)
-  x_BTD = x_BTD.astype(machine.dtype) * jnp.asarray(cfg.embed_scale, machine.dtype)
+  ends = _Ends(cfg, machine.dtype)
+  x_BTD = ends.apply({'params': _ends(params)}, tokens_BT, method=_Ends.embed)
+  x_BTD = _between(x_BTD * jnp.asarray(cfg.embed_scale, machine.dtype))
   views = _views(cfg, positions_BT, segments_BT, past)
   kinds = _kinds(cfg)
   which = [sorted(set(kinds)).index(kind) for kind in kinds]
@@ -217,7 +226,7 @@ def _apply(cfg, machine, params, tokens_BT, positions_BT, segments_BT=None, past
       fresh.append(kv)
     first += n
   kv = KV(*(tuple(kv[i] for kv in fresh) for i in (0, 1)))
-  return _Ends(cfg).apply({'params': _ends(params)}, x_BTD, method=_Ends.normed), kv
+  return ends.apply({'params': _ends(params)}, x_BTD, method=_Ends.normed), kv
 
 
 def _ends(params):
@@ -277,11 +286,15 @@ class _Weights(nn.Module):
   """A module that declares each weight by its axis letters."""
   cfg: Config
 
-  def weight(self, name, letters, init=None, dtype=jnp.float32):
+  def weight(self, name, letters, init=None, dtype=jnp.float32, gather=True):
     init = init or nn.initializers.normal(self.cfg.init_std)
     shape = tuple(size(self.cfg, letter) for letter in letters)
-    boxed = nn.with_logical_partitioning(init, tuple(letters))
-    return self.param(name, boxed, shape, jnp.float32).astype(dtype)
+    if self.has_variable('params', name):  # in a loop over rows it may be a share
+      w = nn.unbox(self.get_variable('params', name))
+    else:
+      boxed = nn.with_logical_partitioning(init, tuple(letters))
+      w = self.param(name, boxed, shape, jnp.float32)
+    return sharding.gathered(w.astype(dtype), letters) if gather else w.astype(dtype)
 
   def norm(self, name, letters, x):
     """RMSNorm over the last axis, which the letters make up together."""
@@ -309,13 +322,20 @@ class _Layer(_Weights):
     attend = partial(mla_lib.attend if cfg.mla else _attend, cfg, weight, self.norm)
     x_BTD, kv = added(x_BTD, 'attn', lambda h: attend(h, view.rotation, view.seen_BTT, past))
     ffn = partial(moe_lib.ffn if self.sparse else _ffn, cfg, weight)
-    x_BTD, _ = added(x_BTD, 'ffn', lambda h: (ffn(h), None))
-    return x_BTD, kv
+    x_BTD, _ = added(_between(x_BTD), 'ffn', lambda h: (ffn(h), None))
+    return _between(x_BTD), kv
+
+
+def _between(x_BTD):
+  """What passes between the halves of layers, whose positions tensor cuts as well: remat keeps it,
+  and norms and sums of it are done once (sequence parallelism, 2205.05198, section 4.2)."""
+  return constrain(x_BTD, 'BTD', T=('context', 'tensor'))
 
 
 def _attend(cfg, weight, norm, h_BTD, rotation, seen_BTT, past):
   """Grouped-query attention (2305.13245): its result [B, T, D], and keys and values."""
-  qkv = jnp.einsum('BTD,DKNW->BTKNW', h_BTD, weight('qkv', 'DKNW'))
+  qkv = jnp.einsum('BTD,DKNW->BTKNW', constrain(h_BTD, 'BTD'), weight('qkv', 'DKNW'))
+  qkv = constrain(qkv, 'BTKNW')
   if cfg.qkv_bias:
     qkv += weight('qkv_bias', 'KNW', zero=True)[None, None]
   q, k, v = jnp.split(qkv, [cfg.R, cfg.R + 1], axis=3)
@@ -324,14 +344,16 @@ def _attend(cfg, weight, norm, h_BTD, rotation, seen_BTT, past):
   q, k = rotate(q, rotation), rotate(k, rotation)
   kv = KV(k[:, :, :, 0].transpose(0, 2, 3, 1), v[:, :, :, 0].transpose(0, 2, 1, 3))
   a = attention(q, [*past, (*kv, seen_BTT)], cfg.scale, cfg.attn_cap)
-  return jnp.einsum('BTKRW,KRWD->BTD', a, weight('o', 'KRWD', narrow=True)), kv
+  a = constrain(a, 'BTKRW')
+  return _between(jnp.einsum('BTKRW,KRWD->BTD', a, weight('o', 'KRWD', narrow=True))), kv
 
 
 def _ffn(cfg, weight, h_BTD):
   """down(activation(gate) * up), SwiGLU (2002.05202) or its kin, [B, T, D]."""
-  gate_up = jnp.einsum('BTD,DUF->BTUF', h_BTD, weight('gate_up', 'DUF'))
+  gate_up = jnp.einsum('BTD,DUF->BTUF', constrain(h_BTD, 'BTD'), weight('gate_up', 'DUF'))
+  gate_up = constrain(gate_up, 'BTUF')
   h = cfg.activation(gate_up[:, :, 0]) * gate_up[:, :, 1]
-  return jnp.einsum('BTF,FD->BTD', h, weight('down', 'FD', narrow=True))
+  return _between(jnp.einsum('BTF,FD->BTD', h, weight('down', 'FD', narrow=True)))
 
 
 class _Ahead(_Weights):
@@ -347,22 +369,26 @@ class _Ahead(_Weights):
 
 class _Ends(_Weights):
   """What stands before and after the layers: embedding, final norm, head."""
+  dtype: Any = jnp.float32
 
   def setup(self):
     cfg = self.cfg
-    self.table = self.weight('embed', 'VD')
+    self.table = self.weight('embed', 'VD', gather=False)
     self.scale = self.weight('final_norm', 'D', nn.initializers.constant(1 - cfg.norm_offset))
-    self.matrix = self.table if cfg.tied else self.weight('head', 'VD')
+    self.head = self.table if cfg.tied else self.weight('head', 'VD', gather=False)
 
   def embed(self, tokens_BT):
-    return whole(self.table)[tokens_BT]  # rows are looked up in the whole table
+    return look_up(self.table.astype(self.dtype), tokens_BT)
 
   def normed(self, x_BTD):
     return rms_norm(x_BTD, self.scale + self.cfg.norm_offset, self.cfg.norm_eps)
 
   def logits(self, x_BTD):
-    cap, matrix = self.cfg.logit_cap, self.matrix.astype(x_BTD.dtype)
-    logits = jnp.einsum('BTD,VD->BTV', x_BTD, matrix, preferred_element_type=jnp.float32)
+    # Rounded after it is gathered (XLA does it before): so its gradient is summed in float32.
+    cap, matrix = self.cfg.logit_cap, sharding.gathered(self.head, 'VD').astype(self.dtype)
+    logits = jnp.einsum('BTD,VD->BTV', constrain(x_BTD, 'BTD'), matrix,
+                        preferred_element_type=jnp.float32)
+    logits = constrain(logits, 'BTV')
     return cap * jnp.tanh(logits / cap) if cap else logits
 
   def all(self, x_BTD):

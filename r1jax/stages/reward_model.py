@@ -5,9 +5,9 @@ from typing import Callable
 import jax
 import numpy as np
 
-from r1jax import checkpoint, losses, metrics, optim, scoring, seeds, sharding
+from r1jax import checkpoint, losses, metrics, optim, processes, scoring, seeds, sharding
 from r1jax.model import lora as lora_lib, scalar
-from r1jax.types import Judged, UserError
+from r1jax.types import Judged, Stopped, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +32,10 @@ def run(cfg: Config, out: str) -> dict:
   """Trains, leaves the model in the folder `out`, returns accuracy and a length-only baseline."""
   machine, mesh = sharding.start(cfg.machine)
   trunk, params, tokenizer = checkpoint.load_model(cfg.init, machine, mesh)
-  learner, trunk, params = lora_lib.adapt(cfg.lora, trunk, params, cfg.seed, mesh)
+  learner, params = lora_lib.adapt(cfg.lora, trunk, params, cfg.seed, mesh)
   learner, model = scalar.make(learner), scalar.make(trunk)
   head = scalar.add_head({}, trunk.config.D)
-  params = {**params, **jax.device_put(head, sharding.replicated(mesh))}
+  params = {**params, **jax.device_put(head, sharding.shardings({'score_head': 'D', 'score_bias': ''}, head, mesh))}
   train, test, long = split(cfg, tokenizer)
   steps = max(1, cfg.epochs * len(train) // cfg.batch)
   update, tx, micro = make_update(cfg, learner, machine, mesh, steps)
@@ -54,18 +54,21 @@ def run(cfg: Config, out: str) -> dict:
       state, numbers = update(state, make_batch(items, T, micro, mesh))
       pending = optim.read(pending, log)  # the last update's numbers, while this one runs
       pending = (step + 1, float(learning_rate(step)), numbers, cfg.batch)
-      if step + 1 == steps or (step + 1) % cfg.save_every == 0:
+      stop = processes.stop_requested()
+      if step + 1 == steps or (step + 1) % cfg.save_every == 0 or stop:
         pending = optim.read(pending, log)
         log.flush()  # before the state: what lies behind a state is always on record
         states.save(step + 1, state)
+      if stop:
+        raise Stopped(out, step + 1)
   except FloatingPointError as error:
     raise UserError(f'{error}; {states.last_good()}') from error
   finally:
     states.close()
     log.close()
   score = scoring.make_score(model, machine, mesh)
-  params = standardise(cfg, score, state.params, train)
-  checkpoint.save_model(out, model, lora_lib.merge(cfg.lora, params), tokenizer)
+  params = standardise(cfg, score, lora_lib.merge(cfg.lora, state.params), train)
+  checkpoint.save_model(out, model, params, tokenizer)
   return dict(assess(score, params, train, test), left_out=long)
 
 
@@ -102,7 +105,7 @@ def make_update(cfg, model, machine, mesh, steps):
     return weights_B * cfg.loss(scores_B.reshape(B, N), labels_B), {}
 
   tx = optim.chain(cfg.optimizer, steps)
-  micro = min(machine.micro_rows, -(-cfg.batch // mesh.shape['data']))
+  micro = min(machine.micro_rows, -(-cfg.batch // sharding.rows(mesh)))
   return optim.make_update(loss, model, tx, mesh, micro), tx, micro
 
 
@@ -115,7 +118,7 @@ def make_batch(items, T, micro, mesh):
       tokens_BNT[b, n, :len(ids)], lengths_BN[b, n] = ids, len(ids)
   labels_B = np.asarray([label for _, label in items], np.float32)
   batch = tokens_BNT, lengths_BN, labels_B, np.full(B, 1 / B, np.float32)
-  return sharding.put_rows(sharding.pad_rows(batch, micro * mesh.shape['data']), mesh)
+  return sharding.put_rows(sharding.pad_rows(batch, micro * sharding.rows(mesh)), mesh)
 
 
 def standardise(cfg, score, params, train):

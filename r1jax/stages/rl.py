@@ -1,5 +1,7 @@
 """Reinforcement learning with GRPO: R1-Zero, and every later RL stage with other settings."""
+import collections
 import dataclasses
+from functools import partial
 import time
 from typing import Callable
 
@@ -7,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax import checkpoint, evals, grpo, losses, metrics, optim, rewards, rollout, sample
-from r1jax import seeds, sharding
+from r1jax import checkpoint, evals, grpo, losses, metrics, optim, processes, rewards, rollout
+from r1jax import sample, seeds, sharding
 from r1jax.model import lora as lora_lib
-from r1jax.types import Batch, Problem, Reward, Source, UserError
+from r1jax.types import Batch, Problem, Reward, Source, Stopped, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Config:
   group: int = 16  # completions a problem
   minibatches: int = 16  # updates a rollout: batch * minibatches problems are sampled at once
   resample: int = 0  # times that groups with equal rewards are replaced by fresh problems (DAPO)
+  staleness: int = 0  # rollouts sampled ahead, from parameters as many rollouts old; 0: on-policy
   max_prompt_tokens: int = 512  # a longer prompt is an error
   sampling: sample.Sampling = sample.Sampling(max_tokens=32_768)  # of the rollouts
   objective: grpo.Objective = grpo.Objective()  # the loss
@@ -46,35 +49,48 @@ def run(cfg: Config, out: str) -> dict:
   check(cfg)
   machine, mesh = sharding.start(cfg.machine)
   model, params, tokenizer = checkpoint.load_model(cfg.init, machine, mesh)
-  learner, model, params = lora_lib.adapt(cfg.lora, model, params, cfg.seed, mesh)
+  learner, params = lora_lib.adapt(cfg.lora, model, params, cfg.seed, mesh)
+  merge = partial(lora_lib.merge, cfg.lora)
+  for_sampling, sampling_mesh = sample.make_copy(model, machine, mesh, merge)
   check_rounding(cfg, model, machine)
   problem = make_stream(cfg, tokenizer)
   terms = rewards.load(cfg.rewards, machine, mesh, tokenizer)
   sampler = rollout.make_sampler(model, tokenizer, cfg.sampling, cfg.group, cfg.max_prompt_tokens,
-                                 machine, mesh, cfg.batch * cfg.minibatches)
+                                 machine, sampling_mesh, cfg.batch * cfg.minibatches)
   evaluate = evals.make_evaluate(cfg.evaluation, terms, model, tokenizer, cfg.max_prompt_tokens,
-                                 cfg.seed, machine, mesh)
+                                 cfg.seed, machine, sampling_mesh)
   update, reference_logp, tx = make_steps(cfg, learner, machine, mesh)
   learning_rate = optim.learning_rate(cfg.optimizer, cfg.steps)
 
-  state = optim.init(tx, params, reference=params if cfg.objective.needs_reference else None)
+  refer = lambda params: optim.copy(params, learner, machine.dtype)
+  state = optim.init(tx, params, refer(params) if cfg.objective.needs_reference else None)
   states = checkpoint.States(out)
   start = states.latest()
   state = states.restore(start, state) if start else state
   log = metrics.Log(out, cfg.steps, start)
   pending = []  # updates sent to the device whose numbers have not been read yet
+  ahead = collections.deque()  # rollouts sent to the device, and what they were asked
+
+  def send(step):
+    key, numbers = seeds.key(cfg.seed, 'rollout', step), problem_numbers(cfg, step)
+    policy = for_sampling(state.params)
+    calls = rollout.dispatch(sampler, policy, key, numbers, [problem(n) for n in numbers])
+    ahead.append((key, numbers, policy, calls))
+
   try:
     if not start:
-      assess(0, evaluate, state.params, log)
+      assess(0, evaluate, for_sampling(state.params), log)
     for step in range(start, cfg.steps, cfg.minibatches):
       clock = [time.monotonic()]
-      key = seeds.key(cfg.seed, 'rollout', step)
-      numbers, counting = problem_numbers(cfg, step), rewards.active(terms, step)
-      calls = rollout.dispatch(sampler, state.params, key, numbers, [problem(n) for n in numbers])
+      for later in range(step, horizon(cfg, step), cfg.minibatches)[len(ahead):]:
+        send(later)
+      key, numbers, policy, calls = ahead.popleft()
       pending = read(pending, log)  # the last updates' numbers, while the device samples
+      counting = rewards.active(terms, step)
       graded = rollout.collect(sampler, calls, counting)
       check_errors(cfg, graded)
-      graded = resample(cfg, graded, numbers[-1] + 1, sampler, state.params, key, problem, counting)
+      graded = resample(cfg, graded, numbers[-1] + 1, sampler, policy, key, problem, counting)
+      del policy, calls  # their memory is the update's
       clock.append(time.monotonic())
 
       weighed = weigh(cfg, graded, state, reference_logp, machine, mesh)
@@ -95,23 +111,26 @@ def run(cfg: Config, out: str) -> dict:
       refresh = cfg.objective.needs_reference and cfg.refresh_every
       if refresh and step % cfg.refresh_every == 0:
         pending = read(pending, log)  # a failed update must not change the reference
-        state = state._replace(reference=optim.copy(state.params))
+        state = state._replace(reference=refer(state.params))
       last = step == cfg.steps
       if last or (cfg.eval_every and step % cfg.eval_every == 0):
         pending = read(pending, log)
-        assess(step, evaluate, state.params, log)
-      if last or step % cfg.save_every == 0:
+        assess(step, evaluate, for_sampling(state.params), log)
+      stop = processes.stop_requested()
+      if last or step % cfg.save_every == 0 or stop:
         pending = read(pending, log)
         log.flush()  # before the state: what lies behind a state is always on record
         states.save(step, state)
+      if stop:
+        raise Stopped(out, step)
   except (FloatingPointError, UserError) as error:
     log.flush()
     raise UserError(f'{error}; {states.keep_last_good(state, cfg.minibatches)}') from error
   finally:
     states.close()
     log.close()
-  checkpoint.save_model(out, model, lora_lib.merge(cfg.lora, state.params), tokenizer)
-  return result(out, cfg.steps)
+  checkpoint.save_model(out, model, merge(state.params), tokenizer)
+  return processes.agree(partial(result, out, cfg.steps))
 
 
 def check(cfg: Config):
@@ -119,6 +138,9 @@ def check(cfg: Config):
   if cfg.sampling.temperature == 0 or cfg.sampling.top_p < 1 or cfg.sampling.top_k:
     raise UserError('rl samples from the whole distribution that it trains: sampling.temperature '
                     'must be above 0, top_p 1 and top_k 0 (an evaluation may cut)')
+  if cfg.staleness and not cfg.objective.importance:
+    raise UserError('with staleness the policy that samples is older than the one that learns: set '
+                    'objective.importance, to grpo.truncated say')
   rewards.check(cfg.rewards)
   if sum(source.share for source in cfg.more) > cfg.batch:
     raise UserError(f'the shares of `more` add up to more than the batch of {cfg.batch} problems')
@@ -126,7 +148,7 @@ def check(cfg: Config):
   if any(x % cfg.minibatches for x in windows):
     raise UserError(f'start and stop of rewards and of `more` must be multiples of minibatches, '
                     f'{cfg.minibatches}: a rollout is made and graded as a whole')
-  for name, least in dict(steps=1, batch=1, group=2, minibatches=1, save_every=1,
+  for name, least in dict(steps=1, batch=1, group=2, minibatches=1, staleness=0, save_every=1,
                           samples_every=1).items():
     if vars(cfg)[name] < least:
       raise UserError(f'{name} is {vars(cfg)[name]} and must be at least {least}')
@@ -143,6 +165,13 @@ def check_rounding(cfg, model, machine):
     raise UserError(f'latent attention decodes by another route than it trains, and in '
                     f'{machine.dtype} the two do not agree: set objective.importance, to '
                     'grpo.truncated say, or machine.dtype to float32')
+
+
+def horizon(cfg, step):
+  """Before which update the rollouts end that may be sampled at `step`: none goes beyond the next
+  saved state, so that a run that continues from there samples from the same parameters."""
+  saved = (step // cfg.save_every + 1) * cfg.save_every
+  return min(step + (1 + cfg.staleness) * cfg.minibatches, saved, cfg.steps)
 
 
 def problem_numbers(cfg, step):
@@ -231,7 +260,7 @@ def make_steps(cfg, model, machine, mesh):
 def micro_shape(cfg, machine, mesh):
   """(problems, completions of each) that a device trains on at once, about machine.micro_rows in
   all and no more than its share of the batch; the latter divides the group."""
-  rows = max(1, min(machine.micro_rows, -(-cfg.batch * cfg.group // mesh.shape['data'])))
+  rows = max(1, min(machine.micro_rows, -(-cfg.batch * cfg.group // sharding.rows(mesh))))
   g = max(n for n in range(1, cfg.group + 1) if cfg.group % n == 0 and n <= rows)
   return rows // g, g
 
@@ -296,7 +325,7 @@ def make_batch(cfg, graded, machine, mesh, advantages_PGC=None) -> Batch:
     return x.reshape(-1, g, *x.shape[2:])
 
   batch = Batch(*(x if x is None else lay_out(x, letters) for x, letters in zip(batch, shapes)))
-  return sharding.put_rows(sharding.pad_rows(batch, problems * mesh.shape['data']), mesh)
+  return sharding.put_rows(sharding.pad_rows(batch, problems * sharding.rows(mesh)), mesh)
 
 
 def read(pending, log):

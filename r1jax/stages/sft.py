@@ -1,16 +1,17 @@
 """Supervised learning on texts: pretraining from nothing, and fine-tuning of any model."""
 import dataclasses
+from functools import partial
 from typing import Callable
 
 import jax
 import numpy as np
 
-from r1jax import checkpoint, evals, losses, metrics, model as model_lib, optim, packing
+from r1jax import checkpoint, evals, losses, metrics, model as model_lib, optim, packing, processes
 from r1jax import rewards as rewards_lib
-from r1jax import seeds, sharding
+from r1jax import sample, seeds, sharding
 from r1jax import tokenizer as tokenizer_lib
 from r1jax.model import lora as lora_lib
-from r1jax.types import Document, Reward, Rows, UserError
+from r1jax.types import Document, Reward, Rows, Stopped, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,9 @@ def run(cfg: Config, out: str) -> dict:
   if not documents or min(cfg.steps, cfg.batch, cfg.save_every) < 1:
     raise UserError('there must be documents, and steps, batch and save_every of at least 1')
   model, params, tokenizer = start(cfg, documents, machine, mesh)
-  learner, model, params = lora_lib.adapt(cfg.lora, model, params, cfg.seed, mesh)
+  learner, params = lora_lib.adapt(cfg.lora, model, params, cfg.seed, mesh)
+  merge = partial(lora_lib.merge, cfg.lora)
+  for_sampling, sampling_mesh = sample.make_copy(model, machine, mesh, merge)
   rows = packing.pack([encode(tokenizer, d, cfg.row_tokens) for d in documents], cfg.row_tokens)
   if cfg.epochs:
     steps = max(1, cfg.epochs * len(rows.tokens_BT) // cfg.batch)
@@ -50,7 +53,7 @@ def run(cfg: Config, out: str) -> dict:
   learning_rate = optim.learning_rate(cfg.optimizer, cfg.steps)
   evaluate = cfg.evaluation and evals.make_evaluate(
       cfg.evaluation, rewards_lib.load(cfg.rewards, machine, mesh, tokenizer), model, tokenizer,
-      cfg.max_prompt_tokens, cfg.seed, machine, mesh)
+      cfg.max_prompt_tokens, cfg.seed, machine, sampling_mesh)
 
   state = optim.init(tx, params)
   states = checkpoint.States(out)
@@ -65,21 +68,25 @@ def run(cfg: Config, out: str) -> dict:
       state, numbers = update(state, batch)
       pending = optim.read(pending, log)  # the last update's numbers, while this one runs
       pending = (step + 1, float(learning_rate(step)), numbers, cfg.batch * cfg.row_tokens)
-      if step + 1 == cfg.steps or (step + 1) % cfg.save_every == 0:
+      stop = processes.stop_requested()
+      if step + 1 == cfg.steps or (step + 1) % cfg.save_every == 0 or stop:
         pending = optim.read(pending, log)
         log.flush()  # before the state: what lies behind a state is always on record
         states.save(step + 1, state)
+      if stop:
+        raise Stopped(out, step + 1)
     result = {}
     if evaluate:
-      result = evaluate(state.params)[0]
-      if not any('eval/pass_at_1' in row for row in metrics.read(f'{out}/metrics.jsonl')):
+      result = evaluate(for_sampling(state.params))[0]
+      seen = lambda: any('eval/pass_at_1' in row for row in metrics.read(f'{out}/metrics.jsonl'))
+      if not processes.agree(seen):
         log.evaluation(cfg.steps, result)  # else it was there before a kill
   except FloatingPointError as error:
     raise UserError(f'{error}; {states.last_good()}') from error
   finally:
     states.close()
     log.close()
-  checkpoint.save_model(out, model, lora_lib.merge(cfg.lora, state.params), tokenizer)
+  checkpoint.save_model(out, model, merge(state.params), tokenizer)
   return {name.removeprefix('eval/'): value for name, value in result.items()}
 
 
@@ -87,7 +94,7 @@ def make_update(cfg, model, machine, mesh):
   """The jitted update: state, rows -> state, numbers; the optimizer; rows a device has at once."""
   loss = lambda params, part: losses.cross_entropy(model, params, part, machine.logp_chunk)
   tx = optim.chain(cfg.optimizer, cfg.steps)
-  micro = min(machine.micro_rows, -(-cfg.batch // mesh.shape['data']))
+  micro = min(machine.micro_rows, -(-cfg.batch // sharding.rows(mesh)))
   return optim.make_update(loss, model, tx, mesh, micro), tx, micro
 
 
@@ -119,4 +126,4 @@ def make_batch(rows, indices, micro, mesh) -> Rows:
   """The rows at `indices`, on the device, each learnt token with weight 1 / their number."""
   batch = Rows(*(x[np.asarray(indices)] for x in rows))
   batch = batch._replace(weights_BT=batch.weights_BT / np.float32(max(batch.weights_BT.sum(), 1)))
-  return sharding.put_rows(sharding.pad_rows(batch, micro * mesh.shape['data']), mesh)
+  return sharding.put_rows(sharding.pad_rows(batch, micro * sharding.rows(mesh)), mesh)

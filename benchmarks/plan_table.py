@@ -1,0 +1,230 @@
+"""The table of docs/plan.md: the smallest topology of each chip that holds each model's functions.
+
+  python benchmarks/plan_table.py [--models Qwen2.5-7B ...] [--functions grpo sft prefill decode]
+      [--tokens 8192 16384 32768] [--chips v5e v5p v6e h100] [--jobs 1] [--cache runs/plan.json]
+
+Every number is a compiled program's, as `r1jax plan` has it: 64 rows of so many tokens (128 of
+DeepSeek-V3), of which a device, or those that share a row, has one at a time. Topologies are tried
+from the smallest whose share of the state could fit, each with the mesh that a rough count of bytes
+likes best; the first that fits is the table's. Each is compiled in a process of its own, so that
+its peak memory is known, and kept in the cache: what was stopped goes on. Writes docs/plan.md.
+"""
+import argparse
+from concurrent.futures import ThreadPoolExecutor
+import json
+import math
+import pathlib
+import subprocess
+import sys
+
+import jax
+
+from r1jax import model as model_lib, optim, sample, sharding
+from r1jax.model import presets
+from r1jax.plan import flops, plan, topology
+from r1jax.plan.topology import GIB
+from r1jax.stages import generate, rl, sft
+from r1jax.types import Stage, UserError
+
+MODELS = ('Qwen2.5-1.5B', 'Qwen2.5-7B', 'Qwen2.5-32B', 'Llama-3.3-70B-Instruct', 'DeepSeek-V3-Base')
+FUNCTIONS = dict(grpo='update', sft='update', prefill='sampling', decode='sampling')
+SHAPES = {  # smallest first
+    'v5e': ('2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16'),
+    'v6e': ('2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16'),
+    'v5p': ('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8', '8x8x8', '8x8x16'),
+    'h100': ('1', '2', '4', '8', '16', '32', '64', '128', '256', '512', '1024'),
+}
+PAGE = pathlib.Path(__file__).parents[1] / 'docs/plan.md'
+START = '<!-- made by benchmarks/plan_table.py -->\n'
+PROMPT, GROUP = 1024, 16
+
+
+def rows_of(cfg):
+  """Rows of a batch."""
+  return 128 if cfg.moe else 64
+
+
+def stage(function, tokens, rows, machine):
+  """The stage whose function is planned."""
+  machine = sharding.Machine(**machine, micro_rows=1, sample_rows=rows, dtype='bfloat16',
+                             param_dtype='bfloat16' if FUNCTIONS[function] == 'sampling' else
+                             'float32')  # yapf: disable
+  if function == 'sft':
+    config = sft.Config(documents=None, init='x', batch=rows, row_tokens=tokens, machine=machine)
+    return Stage(sft.run, config, function)
+  if function == 'grpo':
+    one = generate.Config(init='x', problems=None, select=None).sampling
+    config = rl.Config(init='x', problems=None, evaluation=None, batch=rows // GROUP, group=GROUP,
+                       max_prompt_tokens=PROMPT, sampling=sample.Sampling(tokens - PROMPT),
+                       machine=machine)  # yapf: disable
+    return Stage(rl.run, config, function)
+  group, prompt = (1, tokens - 1) if function == 'prefill' else (GROUP, PROMPT)
+  config = generate.Config(init='x', problems=None, select=None, samples=group, shard=rows // group,
+                           max_prompt_tokens=prompt, sampling=sample.Sampling(tokens - prompt),
+                           machine=machine)  # yapf: disable
+  return Stage(generate.run, config, function)
+
+
+# -- which meshes are tried ------------------------------------------------------------------------
+
+
+def meshes(cfg, function, n):
+  """Sizes of the mesh axes for n devices that divide the model and leave no row device idle."""
+  for tensor in (1, 2, 4, 8):
+    for expert in (1, 8, 16, 32) if cfg.moe else (1,):
+      for context in (1, 2, 4, 8, 16) if FUNCTIONS[function] == 'update' else (1,):
+        shared = tensor * expert * context
+        wide = function in ('prefill', 'decode')
+        if n % shared or cfg.K % tensor or n // (tensor * context) > rows_of(cfg):
+          continue
+        fsdp = 1 if wide else n // shared
+        if cfg.D % (fsdp * context) == 0:
+          yield dict(data=n // shared // fsdp, fsdp=fsdp, expert=expert, context=context,
+                     tensor=tensor)  # yapf: disable
+
+
+def estimate(cfg, function, tokens, mesh):
+  """(bytes of the state's share, a rough guess of all bytes) of one device: it only says where to
+  begin."""
+  t, c, e = mesh['tensor'], mesh['context'], mesh['expert']
+  params, routed = count(cfg)
+  share = (params - routed) / (mesh['fsdp'] * c * t) + routed / (mesh['fsdp'] * c * t * e)
+  rows = max(1, rows_of(cfg) // (mesh['data'] * mesh['fsdp'] * e))
+  if FUNCTIONS[function] == 'sampling':
+    kv = cfg.L * (cfg.mla.X if cfg.mla else 2 * cfg.K * cfg.W / t) * 2 * tokens
+    work = (tokens * (2 * cfg.F + 4 * cfg.D) * 2 / t if function == 'prefill' else 0)
+    return 2 * share, 2 * share + rows * (kv * (2 if function == 'decode' else 1) + work)
+  state = share * (18 if function == 'grpo' else 16)  # gradients, and a reference in bfloat16
+  layer = (params - routed - 2 * cfg.V * cfg.D) / cfg.L + routed / cfg.L / e
+  T, width = tokens / c, 3 * cfg.F + 4 * cfg.H * cfg.W
+  if cfg.moe:
+    width += 4 * cfg.moe.top * (cfg.D + cfg.moe.I)
+  activations = cfg.L * T / t * cfg.D * 2 + T * (width / t + 6 * cfg.D) * 4
+  return state, state + activations + 6 * layer / t + 8 * cfg.V * cfg.D / t
+
+
+def count(cfg):
+  """(all parameters, those of routed experts)."""
+  shapes = jax.eval_shape(model_lib.make(cfg).init, jax.random.key(0))
+  sizes = {jax.tree_util.keystr(path): x.size for path, x in jax.tree.leaves_with_path(shapes)}
+  return sum(sizes.values()), sum(n for name, n in sizes.items() if 'experts_' in name)
+
+
+def candidates(cfg, function, tokens, chip):
+  """(topology, mesh) from the smallest that could hold it."""
+  limit = topology.CHIPS[chip].limit
+  for shape in SHAPES[chip]:
+    n = math.prod(map(int, shape.split('x')))
+    found = [(*estimate(cfg, function, tokens, mesh), mesh['tensor'], i, mesh)
+             for i, mesh in enumerate(meshes(cfg, function, n))]  # yapf: disable
+    found = [x for x in found if x[0] <= limit and x[1] <= 1.6 * limit]
+    if found:
+      best = min(found, key=lambda x: x[1])
+      # Tensor parallelism costs most: as little of it as leaves a quarter of the memory free.
+      easy = [x for x in found if x[1] <= 0.75 * limit]
+      yield f'{chip}:{shape}', min(easy, key=lambda x: x[2:4])[-1] if easy else best[-1]
+
+
+# -- compiling -------------------------------------------------------------------------------------
+
+
+def compile_one(name, function, tokens, where, mesh):
+  """Prints the numbers of one program."""
+  cfg = presets.PUBLISHED[name]
+  made = stage(function, tokens, rows_of(cfg), mesh)
+  try:
+    row = plan.measure(made, cfg, made.config.machine, topology.describe(where),
+                       FUNCTIONS[function])._asdict()  # yapf: disable
+  except UserError as error:
+    row = dict(fits=False, said=str(error))
+  print(json.dumps(row))
+
+
+def tried(cache, *what):
+  """The numbers of one program: the cache's, or those of a process that compiles it."""
+  key = json.dumps(what)
+  if key not in cache:
+    done = subprocess.run([sys.executable, __file__, '--one', key], capture_output=True, text=True,
+                          check=False)  # yapf: disable
+    lines = done.stdout.splitlines()
+    cache[key] = json.loads(lines[-1]) if done.returncode == 0 else dict(
+        fits=False, said=(done.stderr.splitlines() or ['killed'])[-1])
+  return cache[key]
+
+
+def smallest(cache, keep, name, function, tokens, chip):
+  """The numbers of the smallest topology of a chip that holds a function; None where none does."""
+  for where, mesh in candidates(presets.PUBLISHED[name], function, tokens, chip):
+    row = tried(cache, name, function, tokens, where, mesh)
+    keep()
+    used = f'{row["total"] / GIB:.2f} GiB, {row["compile_s"]:.0f} s' if 'total' in row else ''
+    print(name, function, tokens, where, mesh, 'fits' if row['fits'] else 'does not fit', used,
+          row.get('said', ''), flush=True)  # yapf: disable
+    if row['fits']:
+      return row
+  return None
+
+
+# -- the page --------------------------------------------------------------------------------------
+
+
+def table(found) -> list[str]:
+  """The rows of the page's tables, a table a function."""
+  lines = []
+  for function in FUNCTIONS:
+    here = {key: row for key, row in found.items() if key[1] == function}
+    if not here:
+      continue
+    lines += [f'### {function}', '', '| model | tokens | topology | mesh | GiB a device: arguments '
+              '+ temporaries + output | of | s a step | ms a token | compiled |',
+              '|---|---|---|---|---|---|---|---|---|']  # yapf: disable
+    lines += [line(key, row) for key, row in here.items()] + ['']
+  return lines
+
+
+def line(key, row):
+  """One row of a table."""
+  name, _, tokens, chip = key
+  if row is None:
+    return f'| {name} | {tokens} | none of {chip} | | | | | | |'
+  inside = {kind: n for kind, n in row['bytes'].items() if not kind.endswith('beside')}
+  temporaries = sum(inside.get(kind, 0) for kind in ('temporaries', 'cache'))
+  output = inside.get('output', 0)
+  arguments = sum(inside.values()) - temporaries - output
+  mesh = ' x '.join(f'{axis} {n}' for axis, n in row['mesh'].items() if n > 1) or '1'
+  token = f'{1e3 * row["token_s"]:.3g}' if row['token_s'] else ''
+  parts = ' + '.join(f'{n / GIB:.2f}' for n in (arguments, temporaries, output))
+  return (f'| {name} | {tokens} | {row["topology"]} | {mesh} | {parts} = {row["total"] / GIB:.2f} '
+          f'| {row["limit"] / GIB:.2f} | {row["seconds"]:.3g} | {token} | {row["compile_s"]:.0f} s, '
+          f'{row["peak_rss"] / GIB:.1f} GiB |')
+
+
+def main():
+  """Fills the cache and writes the page."""
+  parser = argparse.ArgumentParser()
+  parser.add_argument('--models', nargs='*', default=MODELS, choices=MODELS)
+  parser.add_argument('--functions', nargs='*', default=list(FUNCTIONS), choices=list(FUNCTIONS))
+  parser.add_argument('--tokens', nargs='*', type=int, default=[8192, 16_384, 32_768])
+  parser.add_argument('--chips', nargs='*', default=list(SHAPES), choices=list(SHAPES))
+  parser.add_argument('--jobs', type=int, default=1, help='programs compiled at a time')
+  parser.add_argument('--cache', default='runs/plan.json')
+  parser.add_argument('--one', help='for the processes that this one starts')
+  args = parser.parse_args()
+  if args.one:
+    compile_one(*json.loads(args.one))
+    return
+  file = pathlib.Path(args.cache)
+  file.parent.mkdir(parents=True, exist_ok=True)
+  cache = json.loads(file.read_text()) if file.exists() else {}
+  keep = lambda: file.write_text(json.dumps(dict(cache), indent=0))
+  keys = [(name, function, tokens, chip) for function in args.functions for name in args.models
+          for tokens in args.tokens for chip in args.chips]  # yapf: disable
+  with ThreadPoolExecutor(args.jobs) as pool:
+    found = dict(zip(keys, pool.map(lambda key: smallest(cache, keep, *key), keys)))
+  head = PAGE.read_text(encoding='utf-8').partition(START)[0]
+  PAGE.write_text(head + START + '\n' + '\n'.join(table(found)), encoding='utf-8')
+  print(f'wrote {PAGE}')
+
+
+if __name__ == '__main__':
+  main()
