@@ -55,15 +55,23 @@ class Machine:
   sample_rows: int | None = None  # completions a call samples, over all devices
   pieces: int | None = None  # the sampling loop's cache grows in so many pieces
   remat: bool | None = None  # recompute a layer's activations in the backward pass
+  attention: str | None = None  # its path: einsum, splash on TPUs, cudnn on GPUs
+  query_chunk: int | None = None  # queries of a row whose scores einsum holds at once, 0: all
   logp_chunk: int | None = None  # positions whose logits are held at once, 0: all
   dtype: str = 'float32'  # of activations and matrix products
   param_dtype: str = 'float32'  # of parameters in memory; bfloat16 for those that no update changes
 
 
 DEFAULTS = {
-    'cpu': dict(unroll=True, micro_rows=8, sample_rows=512, pieces=4, remat=False, logp_chunk=0),
-    'gpu': dict(unroll=False, micro_rows=8, sample_rows=512, pieces=4, remat=True, logp_chunk=1024),
-    'tpu': dict(unroll=False, micro_rows=8, sample_rows=512, pieces=4, remat=True, logp_chunk=1024),
+    'cpu':
+        dict(attention='einsum', query_chunk=512, unroll=True, micro_rows=8, sample_rows=512,
+             pieces=4, remat=False, logp_chunk=0),
+    'gpu':
+        dict(attention='einsum', query_chunk=512, unroll=False, micro_rows=8, sample_rows=512,
+             pieces=4, remat=True, logp_chunk=1024),
+    'tpu':
+        dict(attention='splash', query_chunk=512, unroll=False, micro_rows=8, sample_rows=512,
+             pieces=4, remat=True, logp_chunk=1024),
 }
 
 
@@ -85,6 +93,9 @@ def start(machine: Machine) -> tuple[Machine, jax.sharding.Mesh]:
   if platform == 'cpu':
     keep_freed_memory()
   machine = fill(machine, platform)
+  if platform == 'cpu' and machine.dtype != 'float32' and machine.context * machine.tensor > 1:
+    raise UserError(f'on CPUs context and tensor work in float32 only, and the machine\'s dtype is '
+                    f'{machine.dtype}: XLA fails on sums across devices in it')
   if machine.sample_devices and jax.process_count() > 1:
     raise UserError('sample_devices are for one process: with several, parameters would have to '
                     'travel between processes; leave it at 0, and all devices train and sample')

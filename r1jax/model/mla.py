@@ -8,7 +8,8 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from r1jax.model.parts import attention, rotate_neighbours
+from r1jax.model.parts import rotate_neighbours
+from r1jax.sharding import constrain
 from r1jax.types import KV
 
 
@@ -25,7 +26,7 @@ class MLA:
   Y = property(lambda self: self.A + self.O)
 
 
-def attend(cfg, weight, norm, h_BTD, rotation, seen_BTT, past):
+def attend(cfg, weight, norm, see, h_BTD, rotation, past):
   """The attention's result [B, T, D] and its KV: the latents as k [B, 1, X, T], no v.
 
   Two ways to the same numbers. A single query a row (decoding) reads the latents as they are, as
@@ -35,11 +36,13 @@ def attend(cfg, weight, norm, h_BTD, rotation, seen_BTT, past):
   In bfloat16 the two differ by as much as rounding does: stages/rl.py asks for importance weights.
   """
   Z, A, J = cfg.mla.Z, cfg.mla.A, cfg.mla.J
+  h_BTD = constrain(h_BTD, 'BTD')
   if cfg.mla.Q:
     down = norm('q_down_norm', 'Q', jnp.einsum('BTD,DQ->BTQ', h_BTD, weight('q_down', 'DQ')))
     q_BTHW = jnp.einsum('BTQ,QHW->BTHW', down, weight('q_up', 'QHW'))
   else:
     q_BTHW = jnp.einsum('BTD,DHW->BTHW', h_BTD, weight('q', 'DHW'))
+  q_BTHW = constrain(q_BTHW, 'BTHW')
   q_rotated = rotate_neighbours(q_BTHW[..., None, A:], rotation)[..., 0, :]
 
   kv_BTX = jnp.einsum('BTD,DX->BTX', h_BTD, weight('kv_down', 'DX'))
@@ -50,23 +53,27 @@ def attend(cfg, weight, norm, h_BTD, rotation, seen_BTT, past):
 
   up_ZHY = weight('kv_up', 'ZHY')
   up_ZHA, up_ZHO = up_ZHY[..., :A], up_ZHY[..., A:]
-  blocks = [*((k, mask) for k, _, mask in past), (latent_B1XT, seen_BTT)]
   if h_BTD.shape[1] == 1:
     q_BTHZ = jnp.einsum('BTHA,ZHA->BTHZ', q_BTHW[..., :A], up_ZHA)
     q_BT1HX = jnp.concatenate([q_BTHZ, q_rotated], axis=-1)[:, :, None]
     # The whole latent serves as the value, J numbers too many: cutting them off copies the cache.
-    blocks = [(k, k.swapaxes(-1, -2), mask) for k, mask in blocks]
-    latent_BT1HX = attention(q_BT1HX, blocks, cfg.scale)
+    read = lambda k_B1XS: KV(k_B1XS, k_B1XS.swapaxes(-1, -2))
+    latent_BT1HX = see(q_BT1HX, read(latent_B1XT), past=_as_heads(read, past))
     out_BTHO = jnp.einsum('BTHZ,ZHO->BTHO', latent_BT1HX[:, :, 0, :, :Z], up_ZHO)
   else:
     q_BTH1W = jnp.concatenate([q_BTHW[..., :A], q_rotated], axis=-1)[:, :, :, None]
 
-    def heads(latent_P1XS, mask):
+    def heads(latent_P1XS):
       latent_PXS = latent_P1XS[:, 0]
       k_PHAS = jnp.einsum('PZS,ZHA->PHAS', latent_PXS[:, :Z], up_ZHA)
       v_PHSO = jnp.einsum('PZS,ZHO->PHSO', latent_PXS[:, :Z], up_ZHO)
-      k_PHJS = jnp.broadcast_to(latent_P1XS[:, :, Z:], (*k_PHAS.shape[:2], J, mask.shape[-1]))
-      return jnp.concatenate([k_PHAS, k_PHJS], axis=2), v_PHSO, mask
+      k_PHJS = jnp.broadcast_to(latent_P1XS[:, :, Z:], (*k_PHAS.shape[:2], J, k_PHAS.shape[-1]))
+      return KV(jnp.concatenate([k_PHAS, k_PHJS], axis=2), v_PHSO)
 
-    out_BTHO = attention(q_BTH1W, [heads(*block) for block in blocks], cfg.scale)[..., 0, :]
+    out_BTHO = see(q_BTH1W, heads(latent_B1XT), past=_as_heads(heads, past))[..., 0, :]
+  out_BTHO = constrain(out_BTHO, 'BTHO')
   return jnp.einsum('BTHO,HOD->BTD', out_BTHO, weight('o', 'HOD', narrow=True)), kv
+
+
+def _as_heads(read, past):
+  return [p._replace(kv=read(p.kv.k)) for p in past]

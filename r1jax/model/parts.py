@@ -1,6 +1,4 @@
-"""What layers are made of: norms, rotation, attention. Float32 inside, whatever the dtype."""
-import functools
-
+"""What layers are made of: norms, activations, rotation. Float32 inside, whatever the dtype."""
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -71,49 +69,5 @@ def look_up(table_VD, tokens_BT):
   stored = sharding.auto_spec('VD', table_VD.shape, sharding.RULES)
   tokens = sharding.auto_spec('BT', tokens_BT.shape, sharding.ACTIVATIONS)
   both = sharding.auto_spec('BT', tokens_BT.shape, {'T': ('context', 'tensor')})
-  spread = over_v and both != tokens
+  spread = over_v and both[1] and both != tokens
   return sharding.by_hand(look, (stored, tokens), both if spread else tokens)(table_VD, tokens_BT)
-
-
-def attention(q_BTKRW, blocks, scale, cap=0.0):
-  """Softmax attention over the positions of all blocks together; returns [B, T, K, R, W of values].
-
-  Scores are scale * q k, and with a cap, cap * tanh(scores / cap) (Gemma 2, 2408.00118, section 2).
-  A block is keys [P, K, W, S], values [P, K, S, W] and a mask [P, T, S] or [P, S] (1 for P or T
-  stands for all). Where P < B, a block's row serves G = B / P consecutive query rows. Each block is
-  computed in its own shape; one maximum and one sum over all of them make it one softmax.
-  """
-  B, T, K, R, W = q_BTKRW.shape
-  dtype = q_BTKRW.dtype
-  q_BKXW = (q_BTKRW * jnp.asarray(scale, dtype)).transpose(0, 2, 3, 1, 4).reshape(B, K, R * T, W)
-
-  def fold(x_BKX, P):  # rows that share a block become more queries of one row
-    x = x_BKX.reshape(P, B // P, K, R * T, *x_BKX.shape[3:]).swapaxes(1, 2)
-    return x.reshape(P, K, B // P * R * T, *x_BKX.shape[3:])
-
-  def unfold(x_PKY, P):
-    x = x_PKY.reshape(P, K, B // P, R * T, *x_PKY.shape[3:]).swapaxes(1, 2)
-    return x.reshape(B, K, R * T, *x_PKY.shape[3:])
-
-  def scores(k, mask):
-    P, _, _, S = k.shape
-    s = jnp.einsum('PKYW,PKWS->PKYS', fold(q_BKXW, P), k, preferred_element_type=jnp.float32)
-    s = cap * jnp.tanh(s / cap) if cap else s
-    if mask.ndim == 2:
-      return jnp.where(mask[:, None, None], s, -1e30)
-    s = jnp.where(mask[:, None, None], s.reshape(P, -1, B // P * R, T, S), -1e30)
-    return s.reshape(P, K, -1, S)
-
-  all_scores = [scores(k, mask) for k, _, mask in blocks]
-  top = [unfold(s.max(axis=-1), len(s)) for s in all_scores]
-  top_BKX = jax.lax.stop_gradient(functools.reduce(jnp.maximum, top))
-  total_BKX, out_BKXW = 0.0, 0.0
-  for s, (_, v, _) in zip(all_scores, blocks):
-    P = len(s)
-    weights = jnp.exp(s - fold(top_BKX, P)[..., None])
-    total_BKX += unfold(weights.sum(axis=-1), P)
-    out_BKXW += unfold(
-        jnp.einsum('PKYS,PKSW->PKYW', weights.astype(v.dtype), v,
-                   preferred_element_type=jnp.float32), P)
-  out_BKXW = (out_BKXW / total_BKX[..., None]).astype(dtype)
-  return out_BKXW.reshape(B, K, R, T, -1).transpose(0, 3, 1, 2, 4)

@@ -30,6 +30,8 @@ _QWEN_2_5 = dict(W=128, max_tokens=131_072, rope=rope.Default(1e6), qkv_bias=Tru
 _QWEN_2_5_MATH = dict(W=128, max_tokens=4096, rope=rope.Default(1e4), qkv_bias=True)
 QWEN_2_5_0_5B = Config(**{**_QWEN_2_5, 'W': 64, 'max_tokens': 32_768}, V=151_936, L=24, D=896, H=14,
                        K=2, F=4864)  # yapf: disable
+QWEN_2_5_1_5B = Config(**_QWEN_2_5, V=151_936, L=28, D=1536, H=12, K=2, F=8960)
+QWEN_2_5_7B = Config(**_QWEN_2_5, V=152_064, L=28, D=3584, H=28, K=4, F=18_944, tied=False)
 QWEN_2_5_MATH_1_5B = Config(**_QWEN_2_5_MATH, V=151_936, L=28, D=1536, H=12, K=2, F=8960)
 QWEN_2_5_MATH_7B = Config(**_QWEN_2_5_MATH, V=152_064, L=28, D=3584, H=28, K=4, F=18_944,
                           tied=False)  # yapf: disable
@@ -50,3 +52,12 @@ def _llama(factor, **sizes):
 LLAMA_3_1_8B = _llama(8.0, L=32, D=4096, H=32, W=128, F=14_336, tied=False)
 LLAMA_3_3_70B = _llama(8.0, L=80, D=8192, H=64, W=128, F=28_672, tied=False)
 LLAMA_3_2_1B = _llama(32.0, L=16, D=2048, H=32, W=64, F=8192)
+
+PUBLISHED = {  # by the names of the hub
+    'DeepSeek-V3-Base': DEEPSEEK_V3, 'DeepSeek-V2-Lite': DEEPSEEK_V2_LITE,
+    'Qwen2.5-0.5B': QWEN_2_5_0_5B, 'Qwen2.5-1.5B': QWEN_2_5_1_5B, 'Qwen2.5-7B': QWEN_2_5_7B,
+    'Qwen2.5-Math-1.5B': QWEN_2_5_MATH_1_5B, 'Qwen2.5-Math-7B': QWEN_2_5_MATH_7B,
+    'Qwen2.5-14B': QWEN_2_5_14B, 'Qwen2.5-32B': QWEN_2_5_32B, 'Qwen3-0.6B': QWEN_3_0_6B,
+    'Llama-3.1-8B': LLAMA_3_1_8B, 'Llama-3.3-70B-Instruct': LLAMA_3_3_70B,
+    'Llama-3.2-1B': LLAMA_3_2_1B,
+}  # yapf: disable

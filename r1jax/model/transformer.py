@@ -13,12 +13,13 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from r1jax.model import attention
 from r1jax.model import mla as mla_lib
 from r1jax.model import moe as moe_lib
 from r1jax.model import rope
 from r1jax.model.mla import MLA
 from r1jax.model.moe import MoE
-from r1jax.model.parts import attention, look_up, rms_norm, rotate, silu
+from r1jax.model.parts import look_up, rms_norm, rotate, silu
 from r1jax import sharding
 from r1jax.sharding import Machine, constrain
 from r1jax.types import KV, Model, UserError
@@ -77,6 +78,8 @@ class Config:
   U = property(lambda self: 2)
   d = property(lambda self: self.D)  # where a weight has it twice, since its letters differ
   scale = property(lambda self: self.attn_scale or self.W**-0.5)
+  windows = property(lambda self: tuple(  # how far its layers see, each once; None: all the way
+      dict.fromkeys(self.window if i in self.windowed else None for i in range(self.L))))
   dense = property(lambda self: self.moe.dense if self.moe else 0)
 
   def __post_init__(self):
@@ -108,8 +111,9 @@ def make(cfg: Config, machine: Machine = Machine(unroll=True, remat=False)) -> M
   """The architecture as a value; `machine` says how its layers are compiled, not what they are."""
   split, join = (_split, _join) if machine.unroll else (lambda params: params,) * 2
   return Model(cfg, partial(_init, cfg), partial(_axes, cfg), split, join,
-               partial(_init_cache, cfg, machine), partial(_apply, cfg, machine),
-               partial(_logits, cfg), _exact)
+               partial(_init_cache, cfg, machine),
+               partial(_apply, cfg, machine, attention.choose(cfg, machine)), partial(_logits, cfg),
+               _exact)
 
 
 def _init(cfg, key):
@@ -129,7 +133,7 @@ def _is_box(x):
 def _boxed(cfg, key):
   outer, inner = jax.random.split(key)
   x, positions = jnp.zeros((1, 1, cfg.D)), jnp.zeros((1, 1), jnp.int32)
-  view = _views(cfg, positions, None, ())[0]
+  view = _views(cfg, positions, None)[0]
   keys, n = jax.random.split(inner, cfg.L), cfg.dense
 
   def stack(keys, module, *args):
@@ -181,7 +185,7 @@ def _logits(cfg, params, hidden_BTD):
   return ends.apply({'params': _ends(params)}, hidden_BTD, method=_Ends.logits)
 
 
-def _apply(cfg, machine, params, tokens_BT, positions_BT, segments_BT=None, past=()):
+def _apply(cfg, machine, attend, params, tokens_BT, positions_BT, segments_BT=None, past=()):
   """Final hidden states [B, T, D], and the keys and values of these T positions.
 
   A query sees the earlier positions of its own row (of its own segment, where segments are given),
@@ -190,15 +194,15 @@ def _apply(cfg, machine, params, tokens_BT, positions_BT, segments_BT=None, past
   ends = _Ends(cfg, machine.dtype)
   x_BTD = ends.apply({'params': _ends(params)}, tokens_BT, method=_Ends.embed)
   x_BTD = _between(x_BTD * jnp.asarray(cfg.embed_scale, machine.dtype))
-  views = _views(cfg, positions_BT, segments_BT, past)
+  views = _views(cfg, positions_BT, segments_BT)
   kinds = _kinds(cfg)
   which = [sorted(set(kinds)).index(kind) for kind in kinds]
 
   def make_layer(sparse):
 
     def layer(x_BTD, weights, kvs, view):
-      look_back = [(*kv, mask) for kv, mask in zip(kvs, view.past)]
-      return _Layer(cfg, sparse).apply({'params': weights}, x_BTD, view, look_back)
+      look_back = [p._replace(kv=kv) for p, kv in zip(past, kvs)]
+      return _Layer(cfg, sparse, attend).apply({'params': weights}, x_BTD, view, look_back)
 
     if machine.remat:
       return jax.checkpoint(layer, policy=jax.checkpoint_policies.nothing_saveable)
@@ -236,8 +240,8 @@ def _ends(params):
 class _View(NamedTuple):
   """What layers of one kind see, and how positions turn their queries and keys."""
   rotation: tuple  # cos and sin, each [B, T, 1, 1, W / 2], float32
-  seen_BTT: jax.Array  # bool, of the row itself; B may be 1
-  past: tuple  # of each Past: bool [P, S] or [P, T, S]
+  places: attention.Places
+  window: jax.Array | None  # which of cfg.windows; None where there is one
 
 
 def _kinds(cfg):
@@ -245,33 +249,19 @@ def _kinds(cfg):
   return [(i in cfg.windowed, i in cfg.unrotated) for i in range(cfg.L)]
 
 
-def _views(cfg, positions_BT, segments_BT, past):
-  """The _View of each kind of layer that the model has, where several, all of one shape."""
-  kinds = sorted(set(_kinds(cfg)))
-  views = [_view(cfg, *kind, positions_BT, segments_BT, past) for kind in kinds]
-  if not views[1:]:
-    return views
-  long = lambda x: x[:, None] if x.ndim == 2 else x  # [P, S] for all queries
-  same = [jnp.broadcast_arrays(*map(long, of)) for of in zip(*map(jax.tree.leaves, views))]
-  return [jax.tree.unflatten(jax.tree.structure(views[0]), of) for of in zip(*same)]
+def _views(cfg, positions_BT, segments_BT):
+  """The _View of each kind of layer that the model has."""
+  places = attention.Places(jnp.arange(positions_BT.shape[1])[None], positions_BT, segments_BT)
+  return [_view(cfg, *kind, places) for kind in sorted(set(_kinds(cfg)))]
 
 
-def _view(cfg, windowed, unrotated, positions_BT, segments_BT, past):
-  T = positions_BT.shape[1]
-  seen_BTT = jnp.tril(jnp.ones((T, T), bool))[None]
-  if segments_BT is not None:
-    seen_BTT &= segments_BT[:, :, None] == segments_BT[:, None, :]
-  masks = [p.mask_PS for p in past]
-  if windowed:
-    near = lambda query, key: query[:, :, None] - key[:, None, :] < cfg.window
-    seen_BTT &= near(positions_BT, positions_BT)
-    rows = [jax.tree.leaves(p.kv.k)[0].shape[-4] for p in past]  # P: each serves B / P queries
-    first = [positions_BT[::max(1, len(positions_BT) // P)] for P in rows]
-    masks = [p.mask_PS[:, None] & near(q, p.positions_PS) for p, q in zip(past, first)]
-  rotation = _rotation(cfg, (cfg.rope_windowed if windowed else None) or cfg.rope, positions_BT)
+def _view(cfg, windowed, unrotated, places):
+  rope_ = (cfg.rope_windowed if windowed else None) or cfg.rope
+  rotation = _rotation(cfg, rope_, places.positions_BT)
   if unrotated:
     rotation = jnp.ones_like(rotation[0]), jnp.zeros_like(rotation[1])
-  return _View(rotation, seen_BTT, tuple(masks))
+  window = cfg.windows.index(cfg.window if windowed else None)
+  return _View(rotation, places, jnp.asarray(window) if cfg.windows[1:] else None)
 
 
 def _rotation(cfg, rope_, positions_BT):
@@ -305,6 +295,7 @@ class _Weights(nn.Module):
 
 class _Layer(_Weights):
   sparse: bool = False  # experts instead of one ffn
+  attend: Callable = attention.at_once
 
   @nn.compact
   def __call__(self, x_BTD, view, past=()):
@@ -319,8 +310,11 @@ class _Layer(_Weights):
       h, more = f(h)
       return x_BTD + (self.norm(f'{name}_post_norm', 'D', h) if cfg.post_norm else h), more
 
-    attend = partial(mla_lib.attend if cfg.mla else _attend, cfg, weight, self.norm)
-    x_BTD, kv = added(x_BTD, 'attn', lambda h: attend(h, view.rotation, view.seen_BTT, past))
+    heads = mla_lib.attend if cfg.mla else _attend
+    see = partial(self.attend, places=view.places, scale=cfg.scale, cap=cfg.attn_cap,
+                  windows=cfg.windows, kind=view.window)
+    x_BTD, kv = added(x_BTD, 'attn',
+                      lambda h: heads(cfg, weight, self.norm, see, h, view.rotation, past))
     ffn = partial(moe_lib.ffn if self.sparse else _ffn, cfg, weight)
     x_BTD, _ = added(_between(x_BTD), 'ffn', lambda h: (ffn(h), None))
     return _between(x_BTD), kv
@@ -332,7 +326,7 @@ def _between(x_BTD):
   return constrain(x_BTD, 'BTD', T=('context', 'tensor'))
 
 
-def _attend(cfg, weight, norm, h_BTD, rotation, seen_BTT, past):
+def _attend(cfg, weight, norm, see, h_BTD, rotation, past):
   """Grouped-query attention (2305.13245): its result [B, T, D], and keys and values."""
   qkv = jnp.einsum('BTD,DKNW->BTKNW', constrain(h_BTD, 'BTD'), weight('qkv', 'DKNW'))
   qkv = constrain(qkv, 'BTKNW')
@@ -343,8 +337,7 @@ def _attend(cfg, weight, norm, h_BTD, rotation, seen_BTT, past):
     q, k = cfg.qk_norm(norm, q, k)
   q, k = rotate(q, rotation), rotate(k, rotation)
   kv = KV(k[:, :, :, 0].transpose(0, 2, 3, 1), v[:, :, :, 0].transpose(0, 2, 1, 3))
-  a = attention(q, [*past, (*kv, seen_BTT)], cfg.scale, cfg.attn_cap)
-  a = constrain(a, 'BTKRW')
+  a = constrain(see(q, kv, past=past), 'BTKRW')
   return _between(jnp.einsum('BTKRW,KRWD->BTD', a, weight('o', 'KRWD', narrow=True))), kv
 
 
