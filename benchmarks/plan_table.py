@@ -1,7 +1,7 @@
 """The table of docs/plan.md: the smallest topology of each chip that holds each model's functions.
 
   python benchmarks/plan_table.py [--models Qwen2.5-7B ...] [--functions grpo sft prefill decode]
-      [--tokens 8192 16384 32768] [--chips v5e v5p v6e h100] [--jobs 1] [--cache runs/plan.json]
+      [--tokens 8192 16384 32768] [--chips v5e v5p v6e h100] [--cache runs/plan.json]
 
 Every number is a compiled program's, as `r1jax plan` has it: 64 rows of so many tokens (128 of
 DeepSeek-V3), of which a device, or those that share a row, has one at a time. Topologies are tried
@@ -10,7 +10,8 @@ likes best; the first that fits is the table's. Each is compiled in a process of
 its peak memory is known, and kept in the cache: what was stopped goes on. Writes docs/plan.md.
 """
 import argparse
-from concurrent.futures import ThreadPoolExecutor
+import functools
+import itertools
 import json
 import math
 import pathlib
@@ -19,14 +20,15 @@ import sys
 
 import jax
 
-from r1jax import model as model_lib, optim, sample, sharding
+from r1jax import evals, model as model_lib, sample, sharding
 from r1jax.model import presets
-from r1jax.plan import flops, plan, topology
+from r1jax.plan import plan, topology
 from r1jax.plan.topology import GIB
 from r1jax.stages import generate, rl, sft
-from r1jax.types import Stage, UserError
+from r1jax.types import Stage
 
 MODELS = ('Qwen2.5-1.5B', 'Qwen2.5-7B', 'Qwen2.5-32B', 'Llama-3.3-70B-Instruct', 'DeepSeek-V3-Base')
+TOKENS = 8192, 16_384, 32_768
 FUNCTIONS = dict(grpo='update', sft='update', prefill='sampling', decode='sampling')
 SHAPES = {  # smallest first
     'v5e': ('2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16'),
@@ -53,10 +55,9 @@ def stage(function, tokens, rows, machine):
     config = sft.Config(documents=None, init='x', batch=rows, row_tokens=tokens, machine=machine)
     return Stage(sft.run, config, function)
   if function == 'grpo':
-    one = generate.Config(init='x', problems=None, select=None).sampling
-    config = rl.Config(init='x', problems=None, evaluation=None, batch=rows // GROUP, group=GROUP,
-                       max_prompt_tokens=PROMPT, sampling=sample.Sampling(tokens - PROMPT),
-                       machine=machine)  # yapf: disable
+    config = rl.Config(init='x', problems=None, evaluation=evals.Evaluation(None), group=GROUP,
+                       batch=rows // GROUP, max_prompt_tokens=PROMPT, machine=machine,
+                       sampling=sample.Sampling(tokens - PROMPT))  # yapf: disable
     return Stage(rl.run, config, function)
   group, prompt = (1, tokens - 1) if function == 'prefill' else (GROUP, PROMPT)
   config = generate.Config(init='x', problems=None, select=None, samples=group, shard=rows // group,
@@ -103,6 +104,7 @@ def estimate(cfg, function, tokens, mesh):
   return state, state + activations + 6 * layer / t + 8 * cfg.V * cfg.D / t
 
 
+@functools.cache
 def count(cfg):
   """(all parameters, those of routed experts)."""
   shapes = jax.eval_shape(model_lib.make(cfg).init, jax.random.key(0))
@@ -111,18 +113,24 @@ def count(cfg):
 
 
 def candidates(cfg, function, tokens, chip):
-  """(topology, mesh) from the smallest that could hold it."""
-  limit = topology.CHIPS[chip].limit
+  """(topology, mesh) from the smallest that could hold it; of those that could not by the rough
+  count alone, the largest."""
+  limit, last = topology.CHIPS[chip].limit, None
   for shape in SHAPES[chip]:
     n = math.prod(map(int, shape.split('x')))
-    found = [(*estimate(cfg, function, tokens, mesh), mesh['tensor'], i, mesh)
+    found = [(estimate(cfg, function, tokens, mesh), i, mesh)
              for i, mesh in enumerate(meshes(cfg, function, n))]  # yapf: disable
-    found = [x for x in found if x[0] <= limit and x[1] <= 1.6 * limit]
-    if found:
-      best = min(found, key=lambda x: x[1])
+    found = [(rough, i, mesh) for (state, rough), i, mesh in found if state <= limit]
+    if not found:
+      continue
+    last = f'{chip}:{shape}', min(found)[-1]
+    if min(found)[0] <= 1.2 * limit:
       # Tensor parallelism costs most: as little of it as leaves a quarter of the memory free.
-      easy = [x for x in found if x[1] <= 0.75 * limit]
-      yield f'{chip}:{shape}', min(easy, key=lambda x: x[2:4])[-1] if easy else best[-1]
+      easy = [(mesh['tensor'], i, mesh) for rough, i, mesh in found if rough <= 0.75 * limit]
+      yield f'{chip}:{shape}', min(easy or found)[-1]
+      last = None
+  if last:
+    yield last
 
 
 # -- compiling -------------------------------------------------------------------------------------
@@ -132,37 +140,32 @@ def compile_one(name, function, tokens, where, mesh):
   """Prints the numbers of one program."""
   cfg = presets.PUBLISHED[name]
   made = stage(function, tokens, rows_of(cfg), mesh)
-  try:
-    row = plan.measure(made, cfg, made.config.machine, topology.describe(where),
-                       FUNCTIONS[function])._asdict()  # yapf: disable
-  except UserError as error:
-    row = dict(fits=False, said=str(error))
+  row = plan.measure(made, cfg, made.config.machine, topology.describe(where), FUNCTIONS[function])
+  row = row._asdict()
   print(json.dumps(row))
 
 
-def tried(cache, *what):
-  """The numbers of one program: the cache's, or those of a process that compiles it."""
-  key = json.dumps(what)
-  if key not in cache:
-    done = subprocess.run([sys.executable, __file__, '--one', key], capture_output=True, text=True,
-                          check=False)  # yapf: disable
-    lines = done.stdout.splitlines()
-    cache[key] = json.loads(lines[-1]) if done.returncode == 0 else dict(
-        fits=False, said=(done.stderr.splitlines() or ['killed'])[-1])
-  return cache[key]
+def compiled(cache, key):
+  """The numbers of one program: the cache's, or those of a process that compiles it. Where that
+  fails it is said and counts as not fitting, but is tried again another time."""
+  if key in cache:
+    return cache[key]
+  done = subprocess.run([sys.executable, __file__, '--one', key], capture_output=True, text=True,
+                        check=False)  # yapf: disable
+  if done.returncode:
+    print(key, 'failed:', (done.stderr.splitlines() or ['killed'])[-1], flush=True)
+    return dict(fits=False)
+  row = cache[key] = json.loads(done.stdout.splitlines()[-1])
+  print(key, 'fits' if row['fits'] else 'does not fit', f'{row["total"] / GIB:.2f} GiB',
+        f'{row["compile_s"]:.0f} s', flush=True)  # yapf: disable
+  return row
 
 
-def smallest(cache, keep, name, function, tokens, chip):
+def smallest(get, name, function, tokens, chip):
   """The numbers of the smallest topology of a chip that holds a function; None where none does."""
-  for where, mesh in candidates(presets.PUBLISHED[name], function, tokens, chip):
-    row = tried(cache, name, function, tokens, where, mesh)
-    keep()
-    used = f'{row["total"] / GIB:.2f} GiB, {row["compile_s"]:.0f} s' if 'total' in row else ''
-    print(name, function, tokens, where, mesh, 'fits' if row['fits'] else 'does not fit', used,
-          row.get('said', ''), flush=True)  # yapf: disable
-    if row['fits']:
-      return row
-  return None
+  tried = candidates(presets.PUBLISHED[name], function, tokens, chip)
+  rows = (get(json.dumps([name, function, tokens, *which])) for which in tried)
+  return next((row for row in rows if row['fits']), None)
 
 
 # -- the page --------------------------------------------------------------------------------------
@@ -194,9 +197,10 @@ def line(key, row):
   mesh = ' x '.join(f'{axis} {n}' for axis, n in row['mesh'].items() if n > 1) or '1'
   token = f'{1e3 * row["token_s"]:.3g}' if row['token_s'] else ''
   parts = ' + '.join(f'{n / GIB:.2f}' for n in (arguments, temporaries, output))
-  return (f'| {name} | {tokens} | {row["topology"]} | {mesh} | {parts} = {row["total"] / GIB:.2f} '
-          f'| {row["limit"] / GIB:.2f} | {row["seconds"]:.3g} | {token} | {row["compile_s"]:.0f} s, '
-          f'{row["peak_rss"] / GIB:.1f} GiB |')
+  return (
+      f'| {name} | {tokens} | {row["topology"]} | {mesh} | {parts} = {row["total"] / GIB:.2f} '
+      f'| {row["limit"] / GIB:.2f} | {row["seconds"]:.3g} | {token} | {row["compile_s"]:.0f} s, '
+      f'{row["peak_rss"] / GIB:.1f} GiB |')
 
 
 def main():
@@ -204,9 +208,8 @@ def main():
   parser = argparse.ArgumentParser()
   parser.add_argument('--models', nargs='*', default=MODELS, choices=MODELS)
   parser.add_argument('--functions', nargs='*', default=list(FUNCTIONS), choices=list(FUNCTIONS))
-  parser.add_argument('--tokens', nargs='*', type=int, default=[8192, 16_384, 32_768])
+  parser.add_argument('--tokens', nargs='*', type=int, default=TOKENS)
   parser.add_argument('--chips', nargs='*', default=list(SHAPES), choices=list(SHAPES))
-  parser.add_argument('--jobs', type=int, default=1, help='programs compiled at a time')
   parser.add_argument('--cache', default='runs/plan.json')
   parser.add_argument('--one', help='for the processes that this one starts')
   args = parser.parse_args()
@@ -216,11 +219,24 @@ def main():
   file = pathlib.Path(args.cache)
   file.parent.mkdir(parents=True, exist_ok=True)
   cache = json.loads(file.read_text()) if file.exists() else {}
-  keep = lambda: file.write_text(json.dumps(dict(cache), indent=0))
-  keys = [(name, function, tokens, chip) for function in args.functions for name in args.models
-          for tokens in args.tokens for chip in args.chips]  # yapf: disable
-  with ThreadPoolExecutor(args.jobs) as pool:
-    found = dict(zip(keys, pool.map(lambda key: smallest(cache, keep, *key), keys)))
+
+  def get(key):
+    row = compiled(cache, key)
+    file.write_text(json.dumps(cache, indent=0))
+    return row
+
+  for chip in args.chips:
+    topology.describe(f'{chip}:{SHAPES[chip][0]}')  # what is not installed shows before the work
+  asked = itertools.product(args.functions, args.models, args.tokens, args.chips)
+  for function, name, tokens, chip in asked:
+    smallest(get, name, function, tokens, chip)
+  found = {}
+  for function, name, tokens, chip in itertools.product(FUNCTIONS, MODELS, TOKENS, SHAPES):
+    try:
+      found[name, function, tokens, chip] = smallest(cache.__getitem__, name, function, tokens,
+                                                     chip)
+    except KeyError:
+      pass  # not compiled yet
   head = PAGE.read_text(encoding='utf-8').partition(START)[0]
   PAGE.write_text(head + START + '\n' + '\n'.join(table(found)), encoding='utf-8')
   print(f'wrote {PAGE}')

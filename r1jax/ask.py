@@ -21,8 +21,8 @@ from typing import NamedTuple
 import urllib.parse
 import zlib
 
-from r1jax import checkpoint, rollout, sample, seeds
-from r1jax.types import Problem, UserError
+from r1jax import checkpoint, rollout, sample, seeds, sharding
+from r1jax.types import Problem, Together, UserError
 
 MAX_BYTES = 2**22  # of an endpoint's answer; 32,768 tokens spelled in JSON escapes are far below
 BACKOFF_S = 0.5  # before the second try of a question; it doubles with each further one
@@ -47,8 +47,9 @@ def local(folder, sampling: sample.Sampling, max_prompt_tokens: int, machine, me
 
   The template is put around each prompt; one of prompts.py with {question} will do as well. A draw
   depends on the seed, the prompt and its number alone, not on what else is asked, or was before.
-  Too long a prompt is a UserError in its place, a text without an end a CutOff. Raises UserError
-  where there is no model, it has no room for the budgets, or the template for a prompt.
+  Too long a prompt is a UserError in its place, a text without an end a CutOff. All processes ask
+  together. Raises UserError where there is no model, it has no room for the budgets, or the
+  template for a prompt.
   """
   del tokenizer  # the model has its own
   fill = lambda prompt: template.format(prompt=prompt, question=prompt)
@@ -59,6 +60,7 @@ def local(folder, sampling: sample.Sampling, max_prompt_tokens: int, machine, me
     raise UserError(
         f'the template {template[:60]!r} does not work ({error}): write {{prompt}} where '
         'the prompt goes, and braces of its own twice') from None
+  mesh = sharding.sampling_mesh(machine, mesh)
   model, params, own = checkpoint.load_model(folder, machine, mesh)
   sampler = rollout.make_sampler(model, own, sampling, 1, max_prompt_tokens, machine, mesh,
                                  machine.sample_rows)
@@ -70,14 +72,14 @@ def local(folder, sampling: sample.Sampling, max_prompt_tokens: int, machine, me
     asked = [i for i, unfit in enumerate(out) if unfit is None]
     if asked:
       numbers = [number(prompts[i], draws[i] if draws else 0) for i in asked]
-      few = sampler._replace(rows=_rows(len(asked), mesh.shape['data'], sampler.rows))
+      few = sampler._replace(rows=_rows(len(asked), sharding.rows(mesh), sampler.rows))
       calls = rollout.dispatch(few, params, key, numbers, [problems[i] for i in asked])
       for i, (completion,) in zip(asked, rollout.collect(few, calls, ()).completions):
         out[i] = (completion.text
                   if completion.finished else CutOff(completion.text, sampling.max_tokens))
     return out
 
-  return write
+  return Together(write)
 
 
 def number(prompt: str, draw: int = 0, seed: int = 0) -> int:

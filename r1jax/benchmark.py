@@ -23,12 +23,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from r1jax import chat, checkpoint, datasets, evals, metrics, prompts, rewards, rollout
-from r1jax import sample, seeds, sharding, tasks
+from r1jax import chat, checkpoint, datasets, evals, metrics, processes, prompts, rewards
+from r1jax import rollout, sample, seeds, sharding, tasks
 from r1jax.grading import math
 from r1jax.stages.evaluate import Column, markdown
 from r1jax.tasks import lines
-from r1jax.types import Benchmark, Problem, Reward, UserError
+from r1jax.types import Benchmark, Problem, Reward, Stopped, UserError
 
 TEMPLATES = {'r1': prompts.R1, 'r1-think': prompts.R1_THINK, 'r1-zero': prompts.R1_ZERO,
              'short': prompts.SHORT, 'plain': '{question}'}  # yapf: disable
@@ -85,19 +85,21 @@ def run(model_folder: str, cfg: Config, about: dict) -> dict:
   before the work where it can be known by then, as `prepare` and `claim` do.
   """
   machine, mesh = sharding.start(cfg.machine)
+  processes.silence()
+  mesh = sharding.sampling_mesh(machine, mesh)
   model, params, tokenizer = checkpoint.load_model(model_folder, machine, mesh)
   template = find_template(cfg.template, model_folder)
   out = pathlib.Path(cfg.out or f'runs/eval/{pathlib.Path(model_folder).resolve().name}')
   works = prepare_all(cfg, template, out, model.config.max_tokens, tokenizer)
   common = dict(model=checkpoint.hash_tree(params), template=template, seed=cfg.seed,
                 dtype=machine.dtype)
-  settings = {work.name: claim(work, common, tokenizer) for work in works}
+  settings = processes.agree(lambda: {work.name: claim(work, common, tokenizer) for work in works})
   terms = {term: rewards.load([term], machine, mesh, tokenizer)[0]
            for term in {work.benchmark.reward for work in works}}  # yapf: disable
   numbers = {}
   for work in works:
     complete(work, cfg, terms[work.benchmark.reward], model, params, tokenizer, machine, mesh)
-    numbers[work.name] = summarise(work)
+    numbers[work.name] = processes.agree(lambda work=work: summarise(work))
   table = markdown(COLUMNS, {name: cells(found) for name, found in numbers.items()}, [])
   metrics.write_aside(out / 'table.md', table)
   metrics.write_aside(
@@ -261,15 +263,16 @@ def complete(work: Work, cfg: Config, term, model, params, tokenizer, machine, m
   """Samples and grades what has not been yet, a device call's worth of problems at a time, and
   joins the shards. One is graded while the next is sampled."""
   final = work.folder / 'completions.jsonl'
-  if not final.exists():
-    firsts = spread(work.k, machine, mesh)
+  seen = lambda: [(r['number'], r['error']) for r in read_shards(work)]
+  done = processes.agree(lambda: None if final.exists() else seen())
+  if done is not None:
+    firsts = rollout.spread(work.k, machine, mesh)
     sampler = rollout.make_sampler(model, tokenizer, work.sampling, firsts.step,
                                    work.max_prompt_tokens, machine, mesh,
                                    len(work.problems) * len(firsts))
     key, size = seeds.key(cfg.seed, f'benchmark {work.name}'), max(1, sampler.rows // len(firsts))
-    done = read_shards(work)
-    errors = [r['error'] for r in done if r['error']]
-    left = sorted(work.problems.keys() - {r['number'] for r in done})
+    errors = [error for _, error in done if error]
+    left = sorted(work.problems.keys() - {number for number, _ in done})
     parts = [left[i:i + size] for i in range(0, len(left), size)]
     began = time.monotonic()
     sent = ((part, dispatch(work, sampler, params, key, part, firsts)) for part in parts)
@@ -282,16 +285,17 @@ def complete(work: Work, cfg: Config, term, model, params, tokenizer, machine, m
       began = log(work, part, rows, began)
       metrics.write_aside(work.folder / f'shard-{part[0]:06d}.jsonl',
                           ''.join(map(metrics.to_json, rows)))
+      if processes.stop_requested():
+        raise Stopped(work.folder, part[-1] + 1)
+  processes.agree(lambda: join(work, final))
+
+
+def join(work: Work, final):
+  """All shards in one file, and them gone."""
+  if not final.exists():
     metrics.write_aside(final, ''.join(map(metrics.to_json, read_shards(work))))
   for shard in work.folder.glob('shard-*.jsonl'):
     shard.unlink()
-
-
-def spread(k: int, machine, mesh) -> range:
-  """The numbers of the first samples of the rows that k samples of a problem take, their step being
-  the samples a row: so many that a call is no larger than the machine wants."""
-  rows = -(-k * mesh.shape['data'] // machine.sample_rows)
-  return range(0, k, -(-k // rows))
 
 
 def dispatch(work, sampler, params, key, numbers, firsts):
@@ -316,11 +320,12 @@ def grade(work: Work, term, numbers, groups) -> list[dict]:
   problems = [work.problems[n] for n in numbers for _ in range(work.k)]
   completions = sum(groups, [])
   read = [c._replace(text=work.opening + c.text) for c in completions]
-  scores = rewards.score(term, problems, read)
   answer = work.benchmark.answer or (lambda text: None)
+  answers = lambda texts: [rewards.attempt(answer, text) for text in texts]
+  scores, answers = processes.gather([processes.mine(rewards.scorer(term), problems, read),
+                                      processes.mine(answers, [c.text for c in read])])
   rows = []
-  for i, (problem, c, score) in enumerate(zip(problems, completions, scores)):
-    found = rewards.attempt(answer, read[i].text)
+  for i, (problem, c, score, found) in enumerate(zip(problems, completions, scores, answers)):
     failed = next((x for x in (score, found) if isinstance(x, Exception)), None)
     how = rewards.TIMED_OUT if isinstance(failed, TimeoutError) else 'failed:'
     rows.append(
@@ -335,8 +340,9 @@ def log(work: Work, numbers, rows, began: float) -> float:
   """Puts a shard's tokens and seconds on record and says how far the work is. Returns the time."""
   now = time.monotonic()
   speed = dict(problem=numbers[0], tokens=sum(r['length'] for r in rows), seconds=now - began)
-  with open(work.folder / 'speed.jsonl', 'a', encoding='utf-8') as f:
-    f.write(metrics.to_json(speed))
+  if processes.first():
+    with open(work.folder / 'speed.jsonl', 'a', encoding='utf-8') as f:
+      f.write(metrics.to_json(speed))
   right = np.mean([r['score'] for r in rows])
   print(f'{work.name}  problem {numbers[-1] + 1}: right {right:.3f}, {speed["seconds"]:.1f} s',
         flush=True)

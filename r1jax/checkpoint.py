@@ -5,7 +5,8 @@ OUT/config.json  the architecture, as Hugging Face writes it; the tokenizer's ow
 OUT/state/N      the train state after N updates, the last few
 OUT/result.json  written last: a stage that has it is complete
 
-Every write goes aside and is renamed, so that a kill at any moment leaves the old or the new.
+Every write goes aside and is renamed, so that a kill at any moment leaves the old or the new. All
+processes save and restore together, each what lies on its devices, onto whatever mesh there is.
 """
 import hashlib
 import json
@@ -17,7 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from r1jax import model as model_lib
-from r1jax import sharding
+from r1jax import processes, sharding
 from r1jax import tokenizer as tokenizer_lib
 from r1jax.model import hf, lora
 from r1jax.types import TrainState, UserError
@@ -59,15 +60,20 @@ def load_model(folder, machine, mesh, wrap=lambda model: model):
 
 def save_model(folder, model, params, tokenizer):
   """Makes `folder` a model folder that load_model reads."""
-  _write_description(folder, model, tokenizer)
+  processes.agree(lambda: _write_description(folder, model, tokenizer))
   with ocp.StandardCheckpointer() as saver:
     saver.save((pathlib.Path(folder) / 'params').absolute(), params, force=True)
 
 
 def export(folder, model, params, tokenizer, dtype='float32'):
   """Makes `folder` a Hugging Face folder: config, tokenizer, safetensors of float32 or bfloat16."""
-  _write_description(folder, model, tokenizer, dtype)
-  hf.save_params(folder, model.config, params, dtype=dtype)
+  params = sharding.fetch(params) if processes.count() > 1 else params
+
+  def write():
+    _write_description(folder, model, tokenizer, dtype)
+    hf.save_params(folder, model.config, params, dtype=dtype)
+
+  processes.agree(write)
 
 
 def _write_description(folder, model, tokenizer, dtype='float32'):
@@ -106,7 +112,8 @@ def _name(path):
 def fingerprint(folder) -> str:
   """sha256 of what a folder is for: of a stage's model, the name, dtype, shape and bytes of every
   parameter; of a stage that makes none, RESULTS; of a Hugging Face model, config.json and
-  safetensors. One parameter, or a piece of a file, is in memory at a time."""
+  safetensors. One parameter, or a piece of a file, is in memory at a time; one process is enough.
+  """
   folder = pathlib.Path(folder)
   made = sorted(path for name in RESULTS for path in folder.glob(name))
   if made:
@@ -122,7 +129,7 @@ def fingerprint(folder) -> str:
 
 def hash_tree(tree) -> str:
   """sha256 over the name, dtype, shape and bytes of all leaves, in the order of their names."""
-  return _hash_arrays((name, jax.device_get(x)) for name, x in sorted(_by_name(tree).items()))
+  return _hash_arrays((name, sharding.fetch(x)) for name, x in sorted(_by_name(tree).items()))
 
 
 def _hash_arrays(named):
@@ -144,7 +151,10 @@ def _hash_files(paths):
 def _stored(path):
   """Yields (name, array) of what orbax stored there, in the order of the names."""
   path = path.absolute()
-  with ocp.PyTreeCheckpointer() as reader:
+  me = processes.index()  # orbax need not wait for the others
+  alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+  handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+  with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
     tree = reader.metadata(path).item_metadata.tree
     whole = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
     for name in sorted(_by_name(tree)):
@@ -160,14 +170,20 @@ class States:
     self.folder = pathlib.Path(out).absolute() / 'state'
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
     self.manager = ocp.CheckpointManager(self.folder, options=options)
+    # It would ask jax itself, with the steps of one stage, and spoil processes.stop_requested.
+    self.manager.reached_preemption = lambda step: False
 
   def latest(self) -> int:
     """Updates done in the newest complete state; 0 if there is none."""
-    for step in sorted(self.manager.all_steps(), reverse=True):
-      meta = self.folder / str(step) / 'meta' / 'metadata'
-      if meta.exists() and json.loads(meta.read_text()) == {'step': step}:
-        return step
-    return 0
+
+    def newest():
+      for step in sorted(self.manager.all_steps(), reverse=True):
+        meta = self.folder / str(step) / 'meta' / 'metadata'
+        if meta.exists() and json.loads(meta.read_text()) == {'step': step}:
+          return step
+      return 0
+
+    return processes.agree(newest)
 
   def save(self, step: int, state: TrainState):
     """Saves in the background; a kill meanwhile leaves the earlier states as they were."""
@@ -183,7 +199,7 @@ class States:
     items = {name: ocp.args.StandardRestore(jax.tree.map(abstract, tree))
              for name, tree in _items(like).items()}  # yapf: disable
     got = self.manager.restore(step, args=ocp.args.Composite(**items))
-    number = jax.device_put(np.int32(step), like.step.sharding)
+    number = sharding.put(np.int32(step), like.step.sharding)
     trees = {name: got[name] for name in items}
     trees['params'] = {**like.params, **trees['params']}
     return like._replace(step=number, **trees)

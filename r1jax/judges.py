@@ -6,7 +6,8 @@ one that is only quoted there does not count. Whatever is not exactly a verdict 
 MalformedVerdict, and never a good one.
 
 Every judge here is a function of an opener (ask.py) and of (machine, mesh, tokenizer): with the
-opener bound by functools.partial it is what Reward.load takes.
+opener bound by functools.partial it is what Reward.load takes. Where the opener's model is asked by
+all processes together, so is the judge (types.Together).
 """
 import hashlib
 import json
@@ -263,7 +264,7 @@ def preference(opener, machine, mesh, tokenizer, *, template=PREFERENCE):
     asked = [rewards.attempt(prompt, problem, a, b) for problem, a, b, _ in items]
     return _ask(write, asked, [draw for *_, draw in items], parse_preference)
 
-  return many
+  return rewards.alike(many, write)
 
 
 def rule(function, machine, mesh, tokenizer):
@@ -296,7 +297,7 @@ def _of_completions(write, prompt, parse):
     asked = [rewards.attempt(prompt, *both) for both in zip(problems, completions, strict=True)]
     return _ask(write, asked, draws or [0] * len(asked), parse)
 
-  return many
+  return rewards.alike(many, write)
 
 
 def _ask(write, asked, draws, parse) -> list:

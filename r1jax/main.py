@@ -18,9 +18,10 @@ from typing import Annotated
 import jax
 import tyro
 
-from r1jax import benchmark, checkpoint, evals, library, metrics, report as report_page, rewards
-from r1jax import rollout, sample, seeds, sharding
-from r1jax.types import Problem, Stage, UserError
+from r1jax import benchmark, checkpoint, evals, library, metrics, processes, report as report_page
+from r1jax import rewards, rollout, sample, seeds, sharding
+from r1jax.plan import plan as plan_lib
+from r1jax.types import Problem, Stage, Stopped, UserError
 
 # -- experiments -----------------------------------------------------------------------------------
 
@@ -135,22 +136,34 @@ def run(argv):
   began, file = time.monotonic(), argv[0]
   stages = override(file, load_experiment(file), argv[1:])
   use_compilation_cache()
-  for order, stage in enumerate(stages):
-    result = run_stage(file, stage, order)
+  processes.start()
+  with processes.heeding_sigterm():
+    for order, stage in enumerate(stages):
+      result = run_stage(file, stage, order)
   result = {**result, 'seconds': round(time.monotonic() - began, 1)}
   print('result', json.dumps(result))
 
 
 def run_stage(file, stage, order) -> dict:
   """One stage, the order-th of its experiment: its result, from its record if it is complete."""
+  machine, _ = sharding.start(stage.config.machine)  # before anything else uses jax
+  processes.silence()
+  result = processes.agree(lambda: open_stage(file, stage, order, machine))
+  if result is None:
+    result = stage.run(stage.config, stage.out)
+    processes.agree(lambda: close_stage(stage.out, result))
+  return result
+
+
+def open_stage(file, stage, order, machine) -> dict | None:
+  """The result of a stage that is complete; else None, with its record written. UserError where the
+  stage has been begun with other settings or from other parents."""
   out = pathlib.Path(stage.out)
   record, done = out / 'experiment.json', out / 'result.json'
-  resolved = json.loads(json.dumps(describe(stage.config)))
-  machine, _ = sharding.start(stage.config.machine)  # before anything else uses jax
-  parents = parents_of(stage.config)
+  resolved, parents = json.loads(json.dumps(describe(stage.config))), parents_of(stage.config)
   if record.exists():
     old = json.loads(record.read_text())
-    changed = list(differences(old['config'], resolved))
+    changed = list(differences(lasting(old['config']), lasting(resolved)))
     if changed:
       raise UserError(f'{out} was made with other settings: {changed[0]}'
                       f'{f" (and {len(changed) - 1} more)" if changed[1:] else ""}; keep them, or '
@@ -168,10 +181,21 @@ def run_stage(file, stage, order) -> dict:
              versions=versions('optax'))
   metrics.write_aside(record, json.dumps(row, indent=1, ensure_ascii=False))
   print(f'{out.name}: into {out}', flush=True)
-  result = stage.run(stage.config, str(out))
+  return None
+
+
+def close_stage(out, result):
+  """Marks a stage as complete."""
   finished = dict(result=result, fingerprint=checkpoint.fingerprint(out))
-  metrics.write_aside(done, json.dumps(finished, indent=1))
-  return result
+  metrics.write_aside(pathlib.Path(out) / 'result.json', json.dumps(finished, indent=1))
+
+
+def lasting(described: dict) -> dict:
+  """A described config without what may change while its stage is being run: of the machine, all
+  but the kinds of numbers. On another mesh a stage goes on, though not to the same bits."""
+  machine = described.get('machine', {})
+  kept = {name: machine[name] for name in ('dtype', 'param_dtype') if name in machine}
+  return {**described, 'machine': kept}
 
 
 def parents_of(config) -> dict:
@@ -246,6 +270,8 @@ def evaluate(argv):
     raise UserError(f'no stage of {names[1]} has an evaluation: add one to its config')
   cfg = cli(evals.Evaluation, default=config.evaluation)
   machine, mesh = sharding.start(config.machine)
+  processes.silence()
+  mesh = sharding.sampling_mesh(machine, mesh)
   model, params, tokenizer = checkpoint.load_model(names[0], machine, mesh)
   terms = rewards.load(config.rewards, machine, mesh, tokenizer)
   judge = evals.make_evaluate(cfg, terms, model, tokenizer, config.max_prompt_tokens, config.seed,
@@ -312,6 +338,16 @@ def data(argv):
   library.main(argv)
 
 
+def plan(argv):
+  """Compiles what an experiment runs for devices that are not here: does it fit, how long?"""
+  args, fields = plan_lib.parse(argv)
+  stages = override(args.experiment, load_experiment(args.experiment), fields)
+  modules = [vars(m) for name, m in sys.modules.items() if name.startswith('experiments.')]
+  before = [m['experiment']() for m in modules if 'experiment' in m]  # it goes on from these
+  before = [s for found in before for s in (found if isinstance(found, tuple) else (found,))]
+  plan_lib.run(args, stages, {stage.out: stage for stage in (*before, *stages)})
+
+
 def report(argv):
   """Writes a run's figures, tables and samples as one HTML page."""
   parser = argparse.ArgumentParser(prog='r1jax report')
@@ -319,15 +355,20 @@ def report(argv):
   print(f'wrote {report_page.write(parser.parse_args(argv).run)}')
 
 
-COMMANDS = dict(run=run, eval=evaluate, sample=sample_text, samples=samples, report=report,
-                fingerprint=fingerprint, export=export, data=data)
+COMMANDS = dict(run=run, plan=plan, eval=evaluate, sample=sample_text, samples=samples,
+                report=report, fingerprint=fingerprint, export=export, data=data)
 
 CONTINUES = dict(run='; the same command continues from the last saved state',
                  eval='; with --tasks, the same command continues from the last graded problems')
 
 
 def main(argv=None) -> int:
-  """Runs a command. Returns 0, or 2 after one sentence on stderr where a person can mend it."""
+  """Runs a command. Returns 0, or 2 after one sentence on stderr where a person can mend it.
+
+  The last line of a run on stdout is a word to the launcher: `result {...}` where all is done,
+  `again {...}` where it was asked to stop, by SIGTERM say, and the same command goes on. Of several
+  processes that have lost one, the others leave with status 1 and a sentence.
+  """
   argv = sys.argv[1:] if argv is None else argv
   if not argv or argv[0] not in COMMANDS:
     print('usage: r1jax COMMAND ...\n')
@@ -338,9 +379,20 @@ def main(argv=None) -> int:
     COMMANDS[argv[0]](argv[1:])
     sys.stdout.flush()
     return 0
+  except Stopped as stop:
+    print('again', json.dumps(dict(stage=pathlib.Path(stop.out).name, step=stop.step)), flush=True)
+    return 0
   except UserError as error:
     print(f'r1jax: {error}', file=sys.stderr)
     return 2
+  except (jax.errors.JaxRuntimeError, TimeoutError) as error:  # of the devices, of a save
+    if processes.count() == 1 or 'RESOURCE_EXHAUSTED' in str(error):
+      raise
+    where = f'process {processes.index()} of {processes.count()}'
+    print(
+        f'r1jax: {where} lost the others ({str(error).splitlines()[0]}): start the same command '
+        'again in all of them; it continues from the last saved state', file=sys.stderr)
+    processes.leave(1)  # the usual end would wait for the others
   except BrokenPipeError:  # as `r1jax data list | head` ends; nothing more can be said there
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 141

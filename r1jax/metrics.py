@@ -1,7 +1,8 @@
 """Records of a run: JSON lines as the truth, TensorBoard beside them, and a live view.
 
 metrics.jsonl and samples.jsonl depend on the seed alone, so a run that was killed and continued
-leaves the same bytes as one that was not; wall-clock numbers go to speed.jsonl.
+leaves the same bytes as one that was not; wall-clock numbers go to speed.jsonl. Of several
+processes the first writes, and the others write nothing.
 """
 import json
 import os
@@ -13,6 +14,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from tensorboardX import SummaryWriter
+
+from r1jax import processes
 
 FILES = ('metrics.jsonl', 'samples.jsonl', 'speed.jsonl')
 
@@ -30,7 +33,9 @@ def read(path) -> list[dict]:
 
 
 def write_aside(path, text):
-  """Replaces a file's text at once: a crash leaves the old text or the new."""
+  """Replaces a file's text at once: a crash leaves the old text or the new. Process 0 does."""
+  if not processes.first():
+    return
   path = pathlib.Path(path)
   aside = path.with_name(path.name + '.tmp')
   with open(aside, 'w', encoding='utf-8') as f:
@@ -54,8 +59,11 @@ class Log:
     for file in FILES:
       rows = [row for row in read(self.out / file) if row['step'] <= start and start]
       write_aside(self.out / file, ''.join(map(to_json, rows)))
-    self.files = {file: open(self.out / file, 'a', encoding='utf-8') for file in FILES}
-    self.board = SummaryWriter(str(self.out / 'tensorboard'), purge_step=start + 1)
+    self.writes = processes.first()
+    place = lambda file: self.out / file if self.writes else os.devnull
+    self.files = {file: open(place(file), 'a', encoding='utf-8') for file in FILES}
+    self.board = SummaryWriter(str(self.out / 'tensorboard'), purge_step=start + 1,
+                               write_to_disk=self.writes)
     self.began = self.last = time.monotonic()
     self.console = Console()
     self.live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
@@ -99,7 +107,8 @@ class Log:
     """Everything written so far is on disk when this returns."""
     for file in self.files.values():
       file.flush()
-      os.fsync(file.fileno())
+      if self.writes:
+        os.fsync(file.fileno())
 
   def close(self):
     """Flushes and closes; the live view stays on the screen as it last was."""

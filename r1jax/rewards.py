@@ -1,5 +1,6 @@
 """Rewards: pure functions (problem, completion) -> float, their routing and their weighted sum."""
 import collections
+import functools
 import math
 import re
 from typing import Sequence
@@ -7,7 +8,7 @@ from typing import Sequence
 import numpy as np
 
 from r1jax import language, prompts
-from r1jax.types import Completion, Problem, Reward, UserError
+from r1jax.types import Completion, Problem, Reward, Together, UserError
 
 # -- rules -----------------------------------------------------------------------------------------
 
@@ -133,18 +134,37 @@ def grade(rewards: Sequence[Reward], problems: Sequence[Problem],
 
   NaN where a reward does not apply. What failed scores 0 and is an error, never silent.
   """
-  G = len(completions[0])
-  each, flat = [problem for problem in problems for _ in range(G)], sum(completions, [])
+  columns = flatten(problems, completions)
+  return tally(rewards, [score(reward, *columns) for reward in rewards], problems, completions)
+
+
+def flatten(problems, completions) -> tuple[list, list]:
+  """P problems with G completions each as two lists of P * G."""
+  return [p for p, row in zip(problems, completions) for _ in row], sum(completions, [])
+
+
+def tally(rewards, found, problems, completions) -> tuple[dict, list]:
+  """What `grade` gives, from what `score` found of each reward."""
+  G, flat = len(completions[0]), sum(completions, [])
   scores, errors = {}, [[] for _ in problems]
-  for reward in rewards:
-    found = score(reward, each, flat)
-    numbers = [0.0 if isinstance(x, Exception) else x for x in found]
+  for reward, of_reward in zip(rewards, found, strict=True):
+    numbers = [0.0 if isinstance(x, Exception) else x for x in of_reward]
     scores[reward.name] = np.asarray(numbers, np.float32).reshape(len(problems), G)
-    for i, (x, completion) in enumerate(zip(found, flat)):
+    for i, (x, completion) in enumerate(zip(of_reward, flat)):
       if isinstance(x, Exception):
         how = TIMED_OUT if isinstance(x, TimeoutError) else 'failed:'
         errors[i // G].append(f'{how} reward {reward.name} on {completion.text[:200]!r}: {x!r}')
   return scores, errors
+
+
+def scorer(reward: Reward):
+  """`score` of the reward, Together where its model is."""
+  return alike(functools.partial(score, reward), reward.many)
+
+
+def alike(f, like):
+  """f, marked as Together where `like` is."""
+  return Together(f) if isinstance(like, Together) else f
 
 
 def score(reward: Reward, problems: Sequence[Problem], completions: Sequence[Completion]) -> list:

@@ -4,7 +4,7 @@ from typing import Any, Callable, NamedTuple
 import jax
 import numpy as np
 
-from r1jax import rewards as rewards_lib
+from r1jax import processes, rewards as rewards_lib
 from r1jax import sample, sharding
 from r1jax.types import Completion, Rollout, UserError
 
@@ -37,9 +37,35 @@ def make_sampler(model, tokenizer, cfg: sample.Sampling, G, max_prompt_tokens, m
     raise UserError(f'prompts of {max_prompt_tokens} tokens and completions of {cfg.max_tokens} '
                     f'exceed the model\'s context of {model.config.max_tokens}: lower a budget')
   jitted = sample.make_sampler(model, cfg, tokenizer.eos_ids, G, mesh, machine.pieces)
-  data = mesh.shape['data']
+  data = sharding.rows(mesh)
   rows = min(max(1, machine.sample_rows // G), problems)
   return Sampler(jitted, tokenizer, max_prompt_tokens, -(-rows // data) * data, mesh)
+
+
+def spread(k: int, machine, mesh) -> range:
+  """The numbers of the first samples of the rows that k samples of a problem take, their step being
+  the samples a row: so many that a call is no larger than the machine wants."""
+  rows = -(-k * sharding.rows(mesh) // machine.sample_rows)
+  return range(0, k, -(-k // rows))
+
+
+def regroup(graded: Graded, rows: int, k: int) -> Graded:
+  """Problems of k samples, from a Graded in which each problem takes `rows` rows, one after the
+  other, with a few samples too many if these do not divide k."""
+
+  def join(x):
+    if type(x) is list:
+      return [sum(x[i:i + rows], [])[:k] for i in range(0, len(x), rows)]
+    return x.reshape(-1, rows * x.shape[1], *x.shape[2:])[:, :k]
+
+  first = lambda x: x[::rows]
+  r = graded.rollout
+  sampled = r._replace(prompts_PT=first(r.prompts_PT), prompt_lengths_P=first(r.prompt_lengths_P),
+                       tokens_PGC=join(r.tokens_PGC), lengths_PG=join(r.lengths_PG),
+                       finished_PG=join(r.finished_PG), logp_PGC=join(r.logp_PGC))  # yapf: disable
+  return Graded(sampled, first(graded.problems), join(graded.completions),
+                {name: join(x) for name, x in graded.scores.items()}, join(graded.rewards_PG),
+                [sum(graded.errors[i:i + rows], []) for i in range(0, len(graded.errors), rows)])
 
 
 def encode(tokenizer, problems, max_prompt_tokens):
@@ -63,6 +89,7 @@ def dispatch(sampler: Sampler, params, key, numbers, problems, firsts=None) -> l
   `numbers` are the problems' places in the run's stream; with the key they decide every draw.
   `firsts` are the numbers of their first samples, where a problem's are spread over several rows.
   """
+  processes.check_together('sampling')
   calls, firsts = [], firsts or [0] * len(problems)
   for start in range(0, len(problems), sampler.rows):
     part = problems[start:start + sampler.rows]
@@ -75,12 +102,22 @@ def dispatch(sampler: Sampler, params, key, numbers, problems, firsts=None) -> l
 
 
 def collect(sampler: Sampler, calls: list, rewards) -> Graded:
-  """Waits for each call in turn, decodes it and grades it while the next one samples."""
-  return concatenate([_grade(sampler, rewards, *call) for call in calls])
+  """Waits for each call in turn, decodes it and grades it while the next one samples.
+
+  Each process grades a share of it. The processes tell one another at the end, since between the
+  calls they would wait for those that have been sent already.
+  """
+  parts, shares = [], []
+  for call in calls:
+    parts.append(_decode(sampler, *call))
+    columns = rewards_lib.flatten(*parts[-1][1:])
+    shares += [processes.mine(rewards_lib.scorer(reward), *columns) for reward in rewards]
+  found = iter(processes.gather(shares) if shares else ())
+  return concatenate([_graded(rewards, [next(found) for _ in rewards], *part) for part in parts])
 
 
-def _grade(sampler, rewards, problems, prompts_PT, lengths_P, out):
-  tokens, lengths, finished, logp = (x[:len(problems)] for x in jax.device_get(out))
+def _decode(sampler, problems, prompts_PT, lengths_P, out):
+  tokens, lengths, finished, logp = (x[:len(problems)] for x in sharding.fetch(out))
 
   def completion(p, g):
     text = sampler.tokenizer.decode(tokens[p, g, :lengths[p, g]].tolist())
@@ -88,9 +125,14 @@ def _grade(sampler, rewards, problems, prompts_PT, lengths_P, out):
 
   P, G, _ = tokens.shape
   completions = [[completion(p, g) for g in range(G)] for p in range(P)]
-  scores, errors = rewards_lib.grade(rewards, problems, completions)
-  return Graded(Rollout(prompts_PT, lengths_P, tokens, lengths, finished, logp), list(problems),
-                completions, scores, rewards_lib.total(rewards, scores, (P, G)), errors)
+  rollout = Rollout(prompts_PT, lengths_P, tokens, lengths, finished, logp)
+  return rollout, list(problems), completions
+
+
+def _graded(rewards, found, rollout, problems, completions):
+  scores, errors = rewards_lib.tally(rewards, found, problems, completions)
+  total_PG = rewards_lib.total(rewards, scores, rollout.lengths_PG.shape)
+  return Graded(rollout, problems, completions, scores, total_PG, errors)
 
 
 def concatenate(parts: list) -> Graded:

@@ -2,15 +2,16 @@
 import jax
 import numpy as np
 
-from r1jax import checkpoint, losses, optim, sharding
+from r1jax import checkpoint, losses, optim, processes, sharding
 from r1jax import tokenizer as tokenizer_lib
 from r1jax.model import scalar
-from r1jax.types import UserError
+from r1jax.types import Together, UserError
 
 
 def model(folder: str, machine, mesh, tokenizer):
   """The `load` of a Reward, as functools.partial(scoring.model, folder): gives
-  many(problems, completions) -> sigmoid(score) of each, or the Exception instead of it.
+  many(problems, completions) -> sigmoid(score) of each, or the Exception instead of it, which all
+  processes call together.
 
   What it reads is the prompt and as much of the completion as the Reward's `view` shows, which must
   be what the model was trained on. Raises UserError where its tokenizer is not the policy's: then
@@ -32,7 +33,7 @@ def model(folder: str, machine, mesh, tokenizer):
       out[i] = float(x)
     return out
 
-  return many
+  return Together(many)
 
 
 def encode(tokenizer, prompt, response) -> list[int]:
@@ -46,14 +47,15 @@ def make_score(lm, machine, mesh):
   f = lambda params, batch: jax.nn.sigmoid(losses.sequence_score(lm, params, *batch))
   jitted = optim.make_map(f, lm, mesh, machine.micro_rows)
   rows = max(1, machine.sample_rows // 4)
-  rows += -rows % (machine.micro_rows * mesh.shape['data'])
+  rows += -rows % (machine.micro_rows * sharding.rows(mesh))
 
   def score(params, texts):
+    processes.check_together('a reward model')
     out = []
     for start in range(0, len(texts), rows):
       part = texts[start:start + rows]
       batch = sharding.pad_rows(pad(part), rows)
-      out.append(jax.device_get(jitted(params, sharding.put_rows(batch, mesh)))[:len(part)])
+      out.append(sharding.fetch(jitted(params, sharding.put_rows(batch, mesh)))[:len(part)])
     return np.concatenate(out) if out else np.zeros(0, np.float32)
 
   return score

@@ -11,7 +11,7 @@ import dataclasses
 import random
 from typing import Callable
 
-from r1jax import judges, prompts, rewards as rewards_lib
+from r1jax import judges, processes, prompts, rewards as rewards_lib
 from r1jax.types import Reward
 
 # -- rejection sampling ----------------------------------------------------------------------------
@@ -32,18 +32,19 @@ class Documents:
   rewriter: Callable | None = None
 
   def load(self, machine, mesh, tokenizer):
-    gates = rewards_lib.load(self.gates, machine, mesh, tokenizer)
+    gates = [(gate.name, processes.divided(rewards_lib.scorer(gate)))
+             for gate in rewards_lib.load(self.gates, machine, mesh, tokenizer)]  # yapf: disable
     one_by_one = lambda *both: [rewards_lib.attempt(self.rewrite, *one) for one in zip(*both)]
     rewrite = self.rewriter(machine, mesh, tokenizer) if self.rewriter else one_by_one
+    rewrite = processes.divided(rewrite)
 
     def choose(problems, completions):
       flat = [(p, c) for p, row in zip(problems, completions) for c in row]
       reasons, responses = [''] * len(flat), [c.text for _, c in flat]
-      for gate in gates:
+      for name, gate in gates:
         alive = [i for i, reason in enumerate(reasons) if not reason]
-        found = rewards_lib.score(gate, *_columns(flat, alive))
-        for i, score in zip(alive, found):
-          reasons[i] = _failed(gate.name, score) or ('' if not score < 1 else gate.name)
+        for i, score in zip(alive, gate(*_columns(flat, alive))):
+          reasons[i] = _failed(name, score) or ('' if not score < 1 else name)
       if self.rewrite or self.rewriter:
         alive = [i for i, reason in enumerate(reasons) if not reason]
         for i, text in zip(alive, rewrite(*_columns(flat, alive))):
@@ -106,7 +107,7 @@ class Pairs:
   view: Callable = prompts.summary  # what the judge sees of a response
 
   def load(self, machine, mesh, tokenizer):
-    many = self.judge(machine, mesh, tokenizer)
+    many = processes.divided(self.judge(machine, mesh, tokenizer))
     value = dict(zip(judges.VERDICTS, self.scale, strict=True))
 
     def choose(problems, completions):
@@ -170,12 +171,12 @@ class Labels:
   judge: Reward
 
   def load(self, machine, mesh, tokenizer):
-    judge, = rewards_lib.load([self.judge], machine, mesh, tokenizer)
+    loaded, = rewards_lib.load([self.judge], machine, mesh, tokenizer)
+    judge = processes.divided(rewards_lib.scorer(loaded))
 
     def choose(problems, completions):
       out = []
-      each = [p for p, row in zip(problems, completions) for _ in row]
-      found = iter(rewards_lib.score(judge, each, sum(completions, [])))
+      found = iter(judge(*rewards_lib.flatten(problems, completions)))
       for problem, row in zip(problems, completions):
         labels = [next(found) for _ in row]
         reasons = [_failed('judge', x) or ('' if x in (0, 1) else 'no label') for x in labels]

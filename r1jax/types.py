@@ -12,6 +12,24 @@ class UserError(Exception):
   """Something a person can mend. Its text is one sentence: what is wrong, where, what to do."""
 
 
+class Stopped(Exception):
+  """The work in folder `out` was asked to stop and has saved its state after `step` updates,
+  problems or rows of a table; the same command goes on from there."""
+
+  def __init__(self, out, step: int):
+    super().__init__(f'{out} was stopped after {step}')
+    self.out, self.step = out, step
+
+
+class Together(NamedTuple):
+  """Marks a function that runs on the whole mesh: where there are several processes, all call it
+  with the same arguments at the same time, instead of each with its share of the rows."""
+  function: Callable
+
+  def __call__(self, *args):
+    return self.function(*args)
+
+
 class Problem(NamedTuple):
   """One question and what is needed to check an answer to it."""
   prompt: str  # as the model reads it, template included
@@ -65,7 +83,8 @@ class Reward(NamedTuple):
   start: int = 0  # it counts in the updates start .. stop - 1
   stop: int | None = None  # None: to the end
   # Instead of a function, what needs a model or a server: load(machine, mesh, tokenizer) gives
-  # many(problems, completions) -> for each a float, or the Exception that kept it from one.
+  # many(problems, completions) -> for each a float, or the Exception that kept it from one; as a
+  # Together where it uses the mesh.
   load: Callable | None = None
   many: Callable | None = None  # what load gave
 
@@ -99,6 +118,7 @@ class Model(NamedTuple):
   init_cache: Callable  # B, S -> KV of S empty slots
   apply: Callable  # split params, tokens_BT, positions_BT, segments_BT, past -> hidden_BTD, KV
   logits: Callable  # split params, hidden_BTD -> logits_BTV, float32
+  exact: Callable  # name of a weight -> whether it is read in float32 whatever the dtype
 
 
 class KV(NamedTuple):

@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax import grpo, losses, main, model as model_lib, optim, prompts, rewards, rollout, sharding
+from r1jax import grpo, losses, main, model as model_lib, optim, prompts, rewards, sharding
 from r1jax.grading import code, math
-from r1jax.model import lora, presets, scalar
+from r1jax.model import presets
+from r1jax.plan import steps
 from r1jax.stages import evaluate, generate, reward_model, rl, sft
 from r1jax.tasks import lines
-from r1jax.types import Completion, Document, Judged, Problem, Rollout, TrainState, UserError
+from r1jax.types import Completion, Document, Judged, Problem, UserError
 
 ROOT = Path(__file__).parents[1]
 FOUND = (path for name in ('r1', 'distill', 'zero')
@@ -425,137 +426,70 @@ def test_a_stage_is_the_same_run_or_imported():
 
 # -- every step, by shape --------------------------------------------------------------------------
 
-MODELS = {
-    'DeepSeek-V3-Base': presets.DEEPSEEK_V3, 'Qwen2.5-Math-1.5B': presets.QWEN_2_5_MATH_1_5B,
-    'Qwen2.5-Math-7B': presets.QWEN_2_5_MATH_7B, 'Qwen2.5-14B': presets.QWEN_2_5_14B,
-    'Qwen2.5-32B': presets.QWEN_2_5_32B, 'Llama-3.1-8B': presets.LLAMA_3_1_8B,
-    'Llama-3.3-70B-Instruct': presets.LLAMA_3_3_70B}  # yapf: disable
-
-
-def base_of(name):
-  """The published model that a stage starts from, directly or through other stages."""
-  cfg = STAGES[name].config
-  init = cfg.init if hasattr(cfg, 'init') else list(cfg.models.values())[-1]
-  return init if init.startswith('models/') else base_of(init.removeprefix('runs/'))
-
-
-def architecture(name):
-  """A stage's architecture; a context that is too short is raised, as the students' files say."""
-  cfg = MODELS[base_of(name).removeprefix('models/')]
-  return dataclasses.replace(cfg, max_tokens=max(cfg.max_tokens, 131_072))
+FOLDERS = {stage.out: stage for stage in STAGES.values()}
 
 
 def test_each_base_leads_to_its_models():
-  assert {name: base_of(name) for name in STAGES if name.startswith('r1/')} == {
-      name: V3 for name in STAGES if name.startswith('r1/')}  # yapf: disable
+  for name, stage in STAGES.items():
+    cfg = steps.architecture(stage, FOLDERS)
+    assert (cfg == presets.DEEPSEEK_V3) == name.startswith('r1/') and cfg.max_tokens >= 131_072
+  with pytest.raises(UserError, match='runs/r1/dev1, which is not there.*give --model'):
+    steps.architecture(STAGES['r1/dev2'], {})
+  small = steps.architecture(STAGES['r1/dev2'], {}, 'qwen_2_5_0_5b')
+  assert small.D == presets.QWEN_2_5_0_5B.D
 
 
 def abstract(x):
-  return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), x)
+  return jax.tree.map(lambda a: (a.shape, a.dtype), x)
 
 
-def trace_update(update, tx, model, batch, reference=False):
-  """Traces an update, which must give the state that it is given, and a loss."""
-  params = jax.eval_shape(model.init, jax.random.key(0))
-  learnt = lora.learnt(params)
-  state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(tx.init, learnt),
-                     learnt if reference else ())
-  new, numbers = jax.eval_shape(update, state, batch)
-  assert abstract(new) == state and numbers['loss'].shape == numbers['grad_norm'].shape == ()
-  return params
+def trace(step, cfg):
+  """Traces a function of a stage, which must give what the next one reads."""
+  out = jax.eval_shape(step.function, *step.args)
+  if step.name == 'update':
+    (state, _), (new, numbers) = step.args, out
+    assert abstract(new) == abstract(state)
+    assert numbers['loss'].shape == numbers['grad_norm'].shape == ()
+  elif step.name == 'log-probs':
+    tokens = step.args[1].tokens_PGC
+    assert out.shape == tokens.shape and tokens.size == 512 * cfg.sampling.max_tokens
+  elif step.name == 'scoring':
+    assert out.shape == step.args[1][1].shape
+  else:
+    P, C = len(step.args[2]), step.tokens + 1
+    G = out[1].shape[1]
+    assert abstract(out) == (((P, G, C), jnp.int32), ((P, G), jnp.int32), ((P, G), bool),
+                             ((P, G, C), jnp.float32))  # yapf: disable
 
 
-def trace_sampler(cfg, sampling, group, problems, model, machine, mesh):
-  """Traces the sampling of a stage in a call's size."""
-  tokenizer = SimpleNamespace(eos_ids={1})
-  sampler = rollout.make_sampler(model, tokenizer, sampling, group, cfg.max_prompt_tokens, machine,
-                                 mesh, problems)
-  params, key = jax.eval_shape(model.init, jax.random.key(0)), abstract(jax.random.key(0))
-  ints = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
-  P, C = sampler.rows, sampling.max_tokens
-  out = jax.eval_shape(sampler.sample, params, key, ints(P), ints(P, cfg.max_prompt_tokens),
-                       ints(P))
-  assert [x.shape for x in out] == [(P, group, C), (P, group), (P, group), (P, group, C)]
-
-
-def trace_evaluation(cfg, evaluation, model, machine, mesh):
-  trace_sampler(cfg, evaluation.sampling, evaluation.k, evaluation.num_problems, model, machine,
-                mesh)
-
-
-SHORT = 37  # tokens that stand for the budget's in host arrays; no other axis is so long
-
-
-def widen(batch, size):
-  """The shapes of a short batch with the budget's tokens."""
-  long = lambda x: tuple(size if n == SHORT else n for n in x.shape)
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(long(x), x.dtype), batch)
-
-
-def trace_rl(cfg, model, machine, mesh):
-  update, logp, tx = rl.make_steps(cfg, model, machine, mesh)
-  P, G, C = cfg.batch, cfg.group, SHORT
-  ints, floats = lambda *shape: np.ones(shape, np.int32), np.zeros((P, G, C), np.float32)
-  short = Rollout(ints(P, cfg.max_prompt_tokens), ints(P), ints(P, G, C), C * ints(P, G),
-                  ints(P, G) > 0, floats)
-  graded = rollout.Graded(short, [None] * P, [None] * P, {}, floats[..., 0], [[]] * P)
-  batch = rl.make_batch(cfg, graded, machine, mesh, floats)
-  batch = widen(batch._replace(logp_ref_PGC=batch.logp_old_PGC), cfg.sampling.max_tokens)
-  assert batch.tokens_PGC.size == 512 * cfg.sampling.max_tokens
-  params = trace_update(update, tx, model, batch, reference=True)
-  by_row = jax.eval_shape(logp, params, batch._replace(logp_ref_PGC=None))
-  assert by_row.shape == batch.tokens_PGC.shape
-  trace_sampler(cfg, cfg.sampling, cfg.group, cfg.batch * cfg.minibatches, model, machine, mesh)
-  trace_evaluation(cfg, cfg.evaluation, model, machine, mesh)
-
-
-def trace_sft(cfg, model, machine, mesh):
-  update, tx, micro = sft.make_update(cfg, model, machine, mesh)
-  rows = sft.Rows(*(np.ones((1, SHORT), dtype) for dtype in (np.int32, np.int32, np.float32)))
-  batch = sft.make_batch(rows, [0] * cfg.batch, micro, mesh)
-  batch = widen(batch, cfg.row_tokens)
-  assert batch.tokens_BT.shape == (cfg.batch, cfg.row_tokens)
-  trace_update(update, tx, model, batch)
-  trace_evaluation(cfg, cfg.evaluation, model, machine, mesh)
-
-
-def trace_reward_model(cfg, model, machine, mesh):
-  model = scalar.make(model)
-  update, tx, micro = reward_model.make_update(cfg, model, machine, mesh, 1000)
-  texts = [[1] * SHORT] * (1 if cfg.loss is losses.pointwise else 2)
-  batch = reward_model.make_batch([(texts, 1.0)] * cfg.batch, SHORT, micro, mesh)
-  trace_update(update, tx, model, widen(batch, cfg.max_tokens))
-
-
-def trace_generate(cfg, model, machine, mesh):
-  trace_sampler(cfg, cfg.sampling, cfg.samples, cfg.shard, model, machine, mesh)
-
-
-def trace_evaluate(cfg, model, machine, mesh):
-  for task in cfg.tasks:
-    trace_evaluation(cfg, task.evaluation, model, machine, mesh)
-
-
-TRACE = {rl.run: trace_rl, sft.run: trace_sft, generate.run: trace_generate,
-         reward_model.run: trace_reward_model, evaluate.run: trace_evaluate}  # yapf: disable
+RUNS = {
+    rl.run: {'sampling', 'log-probs', 'update', 'evaluation'}, sft.run: {'update', 'evaluation'},
+    generate.run: {'sampling'}, reward_model.run: {'update', 'scoring'},
+    evaluate.run: {f'evaluation {task}' for task in ('aime24', 'math500', 'gpqa')},
+}  # yapf: disable
 
 
 @pytest.mark.parametrize('name', STAGES)
 def test_every_step_can_be_traced_in_full_size(name):
-  stage, cfg = STAGES[name], architecture(name)
+  stage, cfg = STAGES[name], steps.architecture(STAGES[name], FOLDERS)
   own = stage.config.machine
-  filled = {k: v for k, v in sharding.DEFAULTS['gpu'].items() if getattr(own, k) is None}
-  here = dataclasses.replace(own, **filled, data=1, fsdp=1, tensor=1)
-  model = model_lib.make(cfg, here)
-  TRACE[stage.run](stage.config, model, here, sharding.make_mesh(here))
-  cut = SimpleNamespace(shape=dict(data=1, fsdp=own.fsdp, tensor=own.tensor))
+  one = {axis: 1 for axis in sharding.AXES}
+  here = dataclasses.replace(sharding.fill(own, 'gpu'), **one)
+  mesh = sharding.make_mesh(here, jax.devices()[:1])
+  made = steps.of_stage(stage, cfg, here, mesh, mesh)
+  scoring = {'scoring'} if name == 'r1/r1' else set()
+  assert {step.name for step in made} == RUNS[stage.run] | scoring
+  for step in made:
+    trace(step, stage.config)
+  model = model_lib.make(cfg)
   shapes = jax.eval_shape(model.init, jax.random.key(0))
+  cut = SimpleNamespace(shape={**one, **{axis: getattr(own, axis) for axis in sharding.AXES[1:]}})
   jax.tree.map(lambda x, letters: sharding.spec(letters, x.shape, cut), shapes, model.axes())
 
 
 def test_a_short_context_is_refused():
   """What the students' files say of Qwen2.5-Math."""
-  stage, cfg = STAGES['distill/qwen_7b'], presets.QWEN_2_5_MATH_7B
-  machine = sharding.Machine(data=1, sample_rows=64, pieces=4)
+  machine = sharding.fill(sharding.Machine(data=1), 'gpu')
+  mesh = sharding.make_mesh(machine, jax.devices()[:1])
   with pytest.raises(UserError, match='exceed the model\'s context of 4096'):
-    trace_evaluation(stage.config, stage.config.evaluation, model_lib.make(cfg), machine, None)
+    steps.of_stage(STAGES['distill/qwen_7b'], presets.QWEN_2_5_MATH_7B, machine, mesh, mesh)

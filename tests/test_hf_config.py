@@ -140,7 +140,8 @@ PRESETS = [  # a published config.json
 ]  # yapf: disable
 SIZE = {  # parameters, as published or summed over the published weights
     'DEEPSEEK_V3': 671_026_419_200, 'DEEPSEEK_V2_LITE': 15_706_484_224,
-    'QWEN_2_5_0_5B': 494_032_768, 'QWEN_2_5_MATH_1_5B': 1_543_714_304,
+    'QWEN_2_5_0_5B': 494_032_768, 'QWEN_2_5_1_5B': 1_543_714_304, 'QWEN_2_5_7B': 7_615_616_512,
+    'QWEN_2_5_MATH_1_5B': 1_543_714_304,
     'QWEN_2_5_MATH_7B': 7_615_616_512, 'QWEN_2_5_14B': 14_770_033_664,
     'QWEN_2_5_32B': 32_763_876_352, 'QWEN_3_0_6B': 596_049_920, 'LLAMA_3_1_8B': 8_030_261_248,
     'LLAMA_3_3_70B': 70_553_706_496, 'LLAMA_3_2_1B': 1_235_814_400,

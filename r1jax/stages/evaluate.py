@@ -10,8 +10,8 @@ import json
 import pathlib
 from typing import Callable, NamedTuple
 
-from r1jax import checkpoint, evals, metrics, rewards, sharding, svg
-from r1jax.types import Reward, UserError
+from r1jax import checkpoint, evals, metrics, processes, rewards, sharding, svg
+from r1jax.types import Reward, Stopped, UserError
 
 
 class Column(NamedTuple):
@@ -52,16 +52,24 @@ class Config:
 def run(cfg: Config, out: str) -> dict:
   """Evaluates every model, leaves the table in the folder `out`, returns its rows."""
   machine, mesh = sharding.start(cfg.machine)
+  mesh = sharding.sampling_mesh(machine, mesh)
   folder = pathlib.Path(out) / 'rows'
   folder.mkdir(exist_ok=True)
   files = {row: folder / f'{row.replace("/", "-")}.json' for row in cfg.models}
-  for row, init in cfg.models.items():
-    if not files[row].exists():
-      numbers, samples = assess(cfg, row, init, machine, mesh)
-      metrics.write_aside(files[row], json.dumps(dict(numbers=numbers, samples=samples)))
-      print(f'{pathlib.Path(out).name}  {row}: '
-            + ', '.join(f'{k} {v:.3f}' for k, v in numbers.items() if not k.endswith('_stderr')),
-            flush=True)  # yapf: disable
+  left = processes.agree(lambda: [row for row in files if not files[row].exists()])
+  for row in left:
+    numbers, samples = assess(cfg, row, cfg.models[row], machine, mesh)
+    metrics.write_aside(files[row], json.dumps(dict(numbers=numbers, samples=samples)))
+    print(f'{pathlib.Path(out).name}  {row}: '
+          + ', '.join(f'{k} {v:.3f}' for k, v in numbers.items() if not k.endswith('_stderr')),
+          flush=True)  # yapf: disable
+    if processes.stop_requested():
+      raise Stopped(out, len(files) - len(left) + left.index(row) + 1)
+  return processes.agree(lambda: finish(cfg, out, files))
+
+
+def finish(cfg, out, files) -> dict:
+  """All rows together: the table, which it returns, the samples and the pictures."""
   done = {row: json.loads(file.read_text()) for row, file in files.items()}
   table = {row: found['numbers'] for row, found in done.items()}
   columns = [column for task in cfg.tasks for column in task.columns.values()]

@@ -11,8 +11,8 @@ import json
 import pathlib
 from typing import Callable
 
-from r1jax import checkpoint, metrics, rollout, sample, seeds, sharding
-from r1jax.types import Document, Judged, Problem, UserError
+from r1jax import checkpoint, metrics, processes, rollout, sample, seeds, sharding
+from r1jax.types import Document, Judged, Problem, Stopped, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,7 @@ def run(cfg: Config, out: str) -> dict:
     if vars(cfg)[name] < 1:
       raise UserError(f'{name} is {vars(cfg)[name]} and must be at least 1')
   machine, mesh = sharding.start(cfg.machine)
+  mesh = sharding.sampling_mesh(machine, mesh)
   model, params, tokenizer = checkpoint.load_model(cfg.init, machine, mesh)
   problems = cfg.problems(cfg.split)[:cfg.num_problems]
   rollout.encode(tokenizer, problems, cfg.max_prompt_tokens)  # too long shows before the work
@@ -48,10 +49,9 @@ def run(cfg: Config, out: str) -> dict:
   data = pathlib.Path(out) / 'data'
   data.mkdir(exist_ok=True)
 
-  for start in range(0, len(problems), cfg.shard):
-    shard = data / f'shard-{start // cfg.shard:05d}.jsonl'
-    if shard.exists():
-      continue
+  shard = lambda start: data / f'shard-{start // cfg.shard:05d}.jsonl'
+  starts = range(0, len(problems), cfg.shard)
+  for start in processes.agree(lambda: [n for n in starts if not shard(n).exists()]):
     end = min(start + cfg.shard, len(problems))
     left, rows = list(range(start, end)), []
     for turn in range(cfg.rounds):
@@ -64,12 +64,14 @@ def run(cfg: Config, out: str) -> dict:
       left = [n for n, (kept, _) in zip(left, chosen) if not kept]
       if not left:
         break
-    metrics.write_aside(shard, ''.join(map(metrics.to_json, rows)))
+    metrics.write_aside(shard(start), ''.join(map(metrics.to_json, rows)))
     kept = sum(len(row['kept']) for row in rows)
     print(
         f'{pathlib.Path(out).name}  problem {end}: {len(rows)} completions, kept '
         f'{kept}, {len(left)} problems without any', flush=True)
-  return finish(cfg, data)
+    if processes.stop_requested():
+      raise Stopped(out, end)
+  return processes.agree(lambda: finish(cfg, data))
 
 
 def records(number, turn, problem, completions, kept, reasons):

@@ -35,7 +35,8 @@ def run(cfg: Config, out: str) -> dict:
   learner, params = lora_lib.adapt(cfg.lora, trunk, params, cfg.seed, mesh)
   learner, model = scalar.make(learner), scalar.make(trunk)
   head = scalar.add_head({}, trunk.config.D)
-  params = {**params, **jax.device_put(head, sharding.shardings({'score_head': 'D', 'score_bias': ''}, head, mesh))}
+  where = sharding.shardings({'score_head': 'D', 'score_bias': ''}, head, mesh)
+  params = {**params, **{name: sharding.put(x, where[name]) for name, x in head.items()}}
   train, test, long = split(cfg, tokenizer)
   steps = max(1, cfg.epochs * len(train) // cfg.batch)
   update, tx, micro = make_update(cfg, learner, machine, mesh, steps)

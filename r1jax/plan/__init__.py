@@ -1,0 +1,1 @@
+"""What a stage needs of devices that are not here."""
