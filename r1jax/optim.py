@@ -173,7 +173,7 @@ def make_update(loss_fn, model, tx, mesh, micro):
     sums = sharding.summed(sums, jax.tree.map(lambda _: '', sums))
     return grads, sums, loss_rows.reshape(-1)
 
-  cut = sharding.shares(axes)
+  cut = sharding.shares(axes, mesh)
   accumulate = sharding.over_rows(accumulate, mesh, (cut, sharding.BY_ROWS),
                                   (lora.learnt(cut), sharding.WHOLE, sharding.BY_ROWS))
 
@@ -226,5 +226,5 @@ def make_map(f, model, mesh, micro):
     out = jax.lax.map(lambda part: f(params, part), parts)
     return out.reshape(-1, *out.shape[2:])
 
-  ins = sharding.shares(model.axes()), sharding.BY_ROWS
+  ins = sharding.shares(model.axes(), mesh), sharding.BY_ROWS
   return jax.jit(sharding.over_rows(mapped, mesh, ins, sharding.BY_ROWS))

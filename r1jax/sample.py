@@ -95,7 +95,7 @@ def make_sampler(model, cfg: Sampling, eos_ids, G, mesh, pieces=1):
     back = lambda x_CB: x_CB.T.reshape(P, G, C)
     return back(tokens_CB), count_B.reshape(P, G), ~alive_B.reshape(P, G), back(logp_CB)
 
-  ins = (sharding.shares(model.axes()), sharding.WHOLE) + (sharding.BY_ROWS,) * 4
+  ins = (sharding.shares(model.axes(), mesh), sharding.WHOLE) + (sharding.BY_ROWS,) * 4
   mapped = sharding.over_rows(sample, mesh, ins, (sharding.BY_ROWS,) * 4)
 
   def sampler(params, key, rows_P, prompts_PT, lengths_P, firsts_P=0):

@@ -4,7 +4,7 @@ The mesh has five axes. Rows of a batch are spread over the first three, ROWS, b
 device loops over rows of its own, and what it needs of others is said in plain sight.
 
   data     copies of everything, which meet once an update
-  fsdp     each weight is cut along D and made whole where a layer uses it (ZeRO-3, 1910.02054)
+  fsdp     each weight is cut, most along D, and made whole where it is used (ZeRO-3, 1910.02054)
   expert   routed experts are spread; tokens travel to them (model/moe.py)
   context  one row's positions are spread, for rows too long for a device
   tensor   heads, ffn and vocabulary are cut (Megatron, 1909.08053), positions between the layers
@@ -29,8 +29,9 @@ from r1jax.types import UserError
 AXES = ('data', 'fsdp', 'expert', 'context', 'tensor')
 ROWS = AXES[:3]
 
-RULES = {  # axis letter of a weight -> mesh axes; any other letter is replicated
-    'D': ('fsdp', 'context'), 'E': ('expert',), 'K': ('tensor',), 'H': ('tensor',),
+SHARED = ('fsdp', 'expert', 'context')  # cut a weight in storage, not where it is used
+RULES = {  # axis letter of a weight -> mesh axes, but those of letters before it; others: none
+    'D': SHARED, 'Q': SHARED, 'Z': SHARED, 'E': ('expert',), 'K': ('tensor',), 'H': ('tensor',),
     'F': ('tensor',), 'I': ('tensor',), 'M': ('tensor',), 'V': ('tensor',),
 }  # yapf: disable
 ACTIVATIONS = {  # of what the layers compute, whose rows are a device's own
@@ -174,14 +175,26 @@ def rows(mesh) -> int:
 def spec(letters, shape, mesh, rules=RULES) -> PartitionSpec:
   """PartitionSpec for axis letters; raises UserError where mesh axes do not divide a size."""
   out = []
-  for letter, size in zip(letters, shape, strict=True):
-    axes = rules.get(letter, ())
+  for letter, size, axes in zip(letters, shape, axes_of(letters, mesh, rules), strict=True):
     cuts = math.prod(mesh.shape[axis] for axis in axes)
     if size % cuts:
       raise UserError(f'axis {letter} has size {size}, which the {cuts} devices of the mesh axis '
                       f'{" x ".join(axes)} do not divide: choose another mesh')
     out.append(axes or None)
   return PartitionSpec(*out)
+
+
+def axes_of(letters, mesh, rules=RULES) -> list[tuple]:
+  """The mesh axes that cut each letter of an array; each axis cuts one at most.
+
+  Where fsdp and context are 1, as in sampling, weights are not shared over expert either.
+  """
+  unshared = mesh.shape['fsdp'] * mesh.shape['context'] == 1
+  out = []
+  for letter in letters:
+    axes = () if unshared and rules.get(letter) == SHARED else rules.get(letter, ())
+    out.append(tuple(axis for axis in axes if axis not in sum(out, ())))
+  return out
 
 
 def shardings(axes: Any, shapes: Any, mesh) -> Any:
@@ -236,18 +249,18 @@ def over_rows(f, mesh, ins, outs):
                        check_vma=False)
 
 
-def shares(axes: Any) -> Any:
+def shares(axes: Any, mesh) -> Any:
   """How weights of these letters enter and leave `over_rows`: cut as RULES say."""
-  cut = lambda letter: next((axis for axis in RULES.get(letter, ()) if axis in ROWS), None)
-  return jax.tree.map(lambda letters: PartitionSpec(*map(cut, letters)), axes)
+  cut = lambda axes: tuple(axis for axis in axes if axis in ROWS) or None
+  return jax.tree.map(lambda letters: PartitionSpec(*map(cut, axes_of(letters, mesh))), axes)
 
 
 def gathered(w, letters):
-  """A weight with its D whole, where it is a share; its gradient goes back as shares, summed."""
-  axes = cutting('D')
-  if 'D' not in letters or not axes:
+  """A weight that SHARED cuts, whole; its gradient goes back as shares, summed."""
+  i = next((i for i, letter in enumerate(letters) if RULES.get(letter) == SHARED), None)
+  axes = () if i is None else cutting(letters)[i]
+  if not axes:
     return w
-  i = letters.index('D')
   gather = lambda w: jax.lax.all_gather(w, axes, axis=i, tiled=True)
   stored, used = auto_spec(letters, w.shape, RULES), auto_spec(letters, w.shape, ACTIVATIONS)
   return by_hand(gather, (stored,), used)(w)
@@ -258,7 +271,7 @@ def summed(grads: Any, axes: Any) -> Any:
   been made already, where its shares were brought together."""
 
   def add(letters, x):
-    cut = {axis for letter in letters for axis in RULES.get(letter, ())}
+    cut = sum(cutting(letters), ())
     over = tuple(axis for axis in ROWS if axis not in cut and cuts(axis) > 1)
     return jax.lax.psum(x, over) if over else x
 
@@ -285,11 +298,11 @@ def auto_spec(letters, shape, rules) -> PartitionSpec:
   """How XLA is to cut an array here; a size that the mesh axes do not divide stays whole."""
   auto, mesh = _auto(), jax.sharding.get_abstract_mesh()
 
-  def cut(letter, size):
-    axes = tuple(axis for axis in rules.get(letter, ()) if axis in auto)
+  def cut(axes, size):
+    axes = tuple(axis for axis in axes if axis in auto)
     return axes if axes and size % math.prod(mesh.shape[axis] for axis in axes) == 0 else None
 
-  return PartitionSpec(*map(cut, letters, shape))
+  return PartitionSpec(*map(cut, axes_of(letters, mesh, rules), shape))
 
 
 def by_hand(f, ins, outs):
@@ -305,9 +318,12 @@ def whole(x):
   return constrain(x, ' ' * x.ndim)
 
 
-def cutting(letter) -> tuple:
-  """The mesh axes of more than one device that cut a weight's letter, here."""
-  return tuple(axis for axis in RULES[letter] if cuts(axis) > 1)
+def cutting(letters) -> list[tuple]:
+  """The mesh axes of more than one device that cut each of a weight's letters, here."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return [()] * len(letters)
+  return [tuple(axis for axis in axes if cuts(axis) > 1) for axes in axes_of(letters, mesh)]
 
 
 def cuts(axis) -> int:

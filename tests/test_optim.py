@@ -154,8 +154,8 @@ def test_the_gradient_does_not_change_with_the_micro_batch(gradient, micro_rows)
 
 
 @pytest.mark.parametrize(
-    'axes', [dict(data=2), dict(data=4),
-             dict(data=8), dict(data=2, fsdp=2, tensor=2)], ids=str)
+    'axes', [dict(data=2), dict(data=4), dict(data=8), dict(data=2, fsdp=2, tensor=2),
+             dict(fsdp=8), dict(fsdp=2, context=2, tensor=2)], ids=str)  # yapf: disable
 def test_the_gradient_does_not_change_with_the_mesh(gradient, axes):
   check_equal(gradient(4, **axes), gradient(16, data=1))
 
@@ -172,8 +172,9 @@ def test_nor_does_that_of_experts_or_windows(tiny, kind):
     state = jax.device_get(update(state, batch)[0])
     return jax.tree.map(lambda new, old: np.asarray(old) - new, state.params, params)
 
-  got, want = run(1, data=2, fsdp=2, tensor=2), run(16, data=1)
-  jax.tree.map(lambda a, b: close(a, b, atol=5e-5, rtol=1e-4), got, want)
+  want = run(16, data=1)
+  for axes in dict(fsdp=2, expert=2, tensor=2), dict(data=2, expert=2, context=2):
+    jax.tree.map(lambda a, b: close(a, b, atol=5e-5, rtol=1e-4), run(1, **axes), want)
   if kind == 'deepseek':
     load = want['layers']['router_bias'].sum()
     assert load == 3 * (graded().rollout.lengths_PG - 1).sum()  # the last token is not read again

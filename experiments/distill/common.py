@@ -1,13 +1,12 @@
 """What the six distilled models share: SFT on the rejection-sampled data, no RL (v1, section 2.4;
 B.4.3 of v2).
 
-None has been run: the data is R1's (experiments/r1/rejection.py), and attention holds all scores of
-a row at once, [heads, tokens, tokens] in float32, which rows of 32,768 tokens are too many for.
-The students themselves are here: Qwen2.5 and Llama 3 load from their Hugging Face folders, and
-tests/test_experiments.py traces their steps in full size. With documents of your own, such as
-partial(lines.documents, FILE, prompts.R1), and with shorter rows, one can be trained today:
+None has been run: the data is R1's (experiments/r1/rejection.py). The students themselves are here:
+Qwen2.5 and Llama 3 load from their Hugging Face folders, tests/test_experiments.py traces their
+steps in full size, and `r1jax plan FILE` compiles them for the chips that the file names. With
+documents of your own, such as partial(lines.documents, FILE, prompts.R1), one can be trained today:
 
-  r1jax run experiments/distill/qwen_1_5b.py --row-tokens 4096 --machine.fsdp 1 --machine.tensor 1
+  r1jax run experiments/distill/qwen_1_5b.py --row-tokens 4096 --machine.fsdp 1
 
 The data's prompts hold DeepSeek's <｜User｜> and <｜Assistant｜>. DeepSeek changed the students'
 configs and tokenizers a little (its README) so that these are one token each; in a tokenizer as it
@@ -22,9 +21,9 @@ from r1jax.stages import generate, sft
 from r1jax.types import Stage
 
 
-def student(name, base, lr, fsdp, tensor):
-  """SFT of models/{base} into runs/distill/{name}; fsdp x tensor GPUs share a copy of its weights,
-  gradient and moments, 16 bytes a parameter (chosen, for 80 GB each)."""
+def student(name, base, lr, **machine):
+  """SFT of models/{base} into runs/distill/{name}: weights, gradient and moments are 16 bytes a
+  parameter over all chips, and a row of 32,768 tokens is on one, or on those that `tensor` says."""
   config = sft.Config(
       init=f'models/{base}',
       documents=partial(generate.documents, rejection.DATA),
@@ -37,7 +36,6 @@ def student(name, base, lr, fsdp, tensor):
       # Table 6, cosine to a tenth (B.4.3). Warm-up and AdamW's settings are unconfirmed:
       # chosen, none and optim.Optimizer's defaults.
       optimizer=optim.Optimizer(lr=lr, schedule=optim.cosine, end_lr=lr / 10),
-      machine=sharding.Machine(fsdp=fsdp, tensor=tensor, micro_rows=1, sample_rows=64,
-                               dtype='bfloat16'),
+      machine=sharding.Machine(micro_rows=1, sample_rows=64, dtype='bfloat16', **machine),
   )
   return Stage(sft.run, config, f'runs/distill/{name}')

@@ -3,11 +3,11 @@
   bash launch/local.sh experiments/distill/llama_8b.py
 
 Expected (table 15): AIME 2024 pass@1 50.4, cons@64 80.0, MATH-500 89.1, GPQA Diamond 49.0,
-LiveCodeBench 39.6, Codeforces 1205. 8 GPUs of 80 GB; not yet run (common.py says why).
+LiveCodeBench 39.6, Codeforces 1205. 8 chips of v5p; not yet run.
 """
 from experiments.distill import common
 
 
 def experiment():
   """One stage, with the learning rate of table 6."""
-  return common.student('llama_8b', 'Llama-3.1-8B', lr=5e-5, fsdp=1, tensor=8)
+  return common.student('llama_8b', 'Llama-3.1-8B', lr=5e-5, topology='v5p:2x2x2', fsdp=8)

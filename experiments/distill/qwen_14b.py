@@ -3,11 +3,11 @@
   bash launch/local.sh experiments/distill/qwen_14b.py
 
 Expected (table 15): AIME 2024 pass@1 69.7, cons@64 80.0, MATH-500 93.9, GPQA Diamond 59.1,
-LiveCodeBench 53.1, Codeforces 1481. 8 GPUs of 80 GB; not yet run (common.py says why).
+LiveCodeBench 53.1, Codeforces 1481. 8 chips of v5p; not yet run.
 """
 from experiments.distill import common
 
 
 def experiment():
   """One stage, with the learning rate of table 6."""
-  return common.student('qwen_14b', 'Qwen2.5-14B', lr=7e-5, fsdp=1, tensor=8)
+  return common.student('qwen_14b', 'Qwen2.5-14B', lr=7e-5, topology='v5p:2x2x2', fsdp=8)

@@ -4,7 +4,7 @@ Dev1 (section 3; B.3.2, B.4.2; v1, section 2.3.1).
   bash launch/local.sh experiments/r1/cold_start.py
 
 Machine as in common.py; making all SFT data took 5K GPU hours (B.4.4). Expected: AIME 2024 59.0,
-MATH-500 94.2, GPQA Diamond 66.1 (table 3). Not yet run (common.py says why).
+MATH-500 94.2, GPQA Diamond 66.1 (table 3). Not yet run.
 
 "Thousands" of samples (3, B.3.2), of several trajectories a prompt at temperature 1 (B.3.2), which
 must be right and readable, without repetition and in one language, whichever (B.3.2). DeepSeek-V3

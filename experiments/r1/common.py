@@ -1,10 +1,10 @@
 """What the stages of DeepSeek-R1 share: folders, data, the judge, and the settings that the paper
 repeats. Sections are of arXiv 2501.12948 v2 unless v1 is named.
 
-None of these files can run in full yet: attention holds all scores of a row at once, which 32,768
-tokens are too many for, and expert parallelism is not there. They say what is run when both are;
-tests/test_experiments.py traces every step with V3's own architecture. Answers are
-compared as mathematics, programs run against their tests in a sandbox (r1jax/grading).
+None of these files has been run: they are for 512 chips. `r1jax plan FILE` compiles every step for
+MACHINE's topology and says what it needs of a device, and tests/test_experiments.py traces each
+with V3's own architecture. Answers are compared as mathematics, programs run against their tests in a
+sandbox (r1jax/grading).
 
 What you put in place, relative to the checkout (r1jax/tasks/lines.py says how a line looks):
 
@@ -34,9 +34,12 @@ from r1jax.types import Reward
 BASE = 'models/DeepSeek-V3-Base'
 SERVER, V3 = 'http://localhost:8000/v1', 'deepseek-ai/DeepSeek-V3'
 
-# 64 x 8 H800 (B.4.4): weights, moments, gradient and reference are 20 bytes a parameter, 13.4 TB of
-# the 40 TB. How they are cut is ours.
-MACHINE = sharding.Machine(fsdp=64, tensor=8, micro_rows=1, dtype='bfloat16')
+# The paper's were 64 x 8 H800 (B.4.4); ours is a guess at as many chips, for `r1jax plan` to check:
+# 8 x 16 parts of the rows, each row's positions cut in 4, so that a chip has 1/512 of the experts
+# and 1/32 of the rest. Sampling: copies on 64 chips each.
+MACHINE = sharding.Machine(fsdp=8, expert=16, context=4, sample_expert=16, sample_tensor=4,
+                           topology='v5p:8x8x8', micro_rows=1, sample_rows=2048, dtype='bfloat16')
+MOMENTS = 'bfloat16'  # of Adam; V3's pretraining kept them so (2412.19437, 3.3.2), R1 does not say
 PROMPT = 2048  # tokens; unconfirmed: chosen (means are 122 in maths, 161 in STEM, 420 in logic)
 
 MATHS, CODE = ('reasoning', 'math', 'stem', 'logic'), 'code'  # answers and programs
@@ -112,7 +115,7 @@ def fine_tune(documents, epochs):
       max_prompt_tokens=PROMPT,
       # B.4.2: cosine from 5e-5 to 5e-6. Warm-up, AdamW's betas, its weight decay and the clip of
       # the gradient are unconfirmed: chosen, none and optim.Optimizer's defaults.
-      optimizer=optim.Optimizer(lr=5e-5, schedule=optim.cosine, end_lr=5e-6),
+      optimizer=optim.Optimizer(lr=5e-5, schedule=optim.cosine, end_lr=5e-6, moments=MOMENTS),
       save_every=100,  # ours
       machine=MACHINE,
   )

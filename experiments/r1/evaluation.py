@@ -9,7 +9,7 @@ Machine as in common.py. Expected (table 3):
   MATH-500          95.9   94.2   95.9   95.4   97.3
   GPQA Diamond      75.8   66.1   70.7   71.2   71.5
 
-Not yet run (common.py says why).
+Not yet run.
 
 At most 32,768 tokens, temperature 0.6, top-p 0.95 (v1, section 3; D.1); 64 samples a question of
 AIME and GPQA, 16 of MATH (and Codeforces), 8 of LiveCodeBench (D.1); these two are not asked.

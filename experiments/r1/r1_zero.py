@@ -3,8 +3,7 @@
   bash launch/local.sh experiments/r1/r1_zero.py
 
 64 x 8 H800, about 198 hours (B.4.4). Expected: AIME 2024 pass@1 from 15.6 to 77.9 (v1: 71.0),
-majority vote 86.7, answers that grow from hundreds of tokens to thousands. Not yet run (common.py
-says why).
+majority vote 86.7, answers that grow from hundreds of tokens to thousands. Not yet run.
 
 From rl.Config's defaults, and checked by a test (all section 2.1): learning rate 3e-6, temperature
 1, 32 questions with 16 outputs each an update, 512 in all; 8,192 outputs a rollout, split into 16
@@ -22,7 +21,7 @@ unconfirmed, too: 1.6 epochs of 10,400 x 32 would be 208,000, and table 4 has 80
 import dataclasses
 
 from experiments.r1 import common
-from r1jax import prompts, sample
+from r1jax import optim, prompts, sample
 from r1jax.stages import rl
 from r1jax.types import Stage
 
@@ -40,6 +39,7 @@ def experiment():
       rewards=common.RULES_ZERO,
       max_prompt_tokens=common.PROMPT,
       sampling=sample.Sampling(max_tokens=32_768),  # 2.1, and temperature 1
+      optimizer=optim.Optimizer(lr=3e-6, moments=common.MOMENTS),
       objective=common.LATENT,  # KL 0.001 (2.1); clip unconfirmed: chosen, 10
       eval_every=400,  # ours
       machine=common.MACHINE,

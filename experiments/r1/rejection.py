@@ -9,7 +9,7 @@ counts:
 
   Math 395,285   Code 211,129   STEM 10,124   Logic 10,395   General 177,812   Total 804,745
 
-Not yet run (common.py says why).
+Not yet run.
 
 Kept is what is right, by the rules or, for the added problems, as DeepSeek-V3 judges it against the
 reference (B.3.3, listing 4), and readable: one language, no long paragraphs, no code blocks in the

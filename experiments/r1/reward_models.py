@@ -4,7 +4,7 @@
   bash launch/local.sh experiments/r1/reward_models.py
 
 Machine as in common.py. Expected: both beat judging by length alone on held-out prompts; the paper
-gives no accuracy. Not yet run (common.py says why).
+gives no accuracy. Not yet run.
 
 From selection.Pairs' and reward_model.Config's defaults, and checked by a test (all 3.1): each pair
 judged 4 times by DeepSeek-V3 with the responses in random order, kept where the mean difference is

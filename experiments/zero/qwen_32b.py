@@ -4,10 +4,8 @@ F.1; v1, section 4.1).
   bash launch/local.sh experiments/zero/qwen_32b.py
 
 Expected (table 16): AIME 2024 pass@1 47.0, cons@64 60.0, MATH-500 91.6, GPQA Diamond 55.0,
-LiveCodeBench 40.2, against 72.6 for the distilled model on AIME. Not yet run. The model is here,
-but attention holds all scores of a row at once, which 32,768 tokens are too many for; shorter:
-
-  r1jax run experiments/zero/qwen_32b.py --sampling.max-tokens 4096
+LiveCodeBench 40.2, against 72.6 for the distilled model on AIME. 64 chips of v5p, which
+`r1jax plan` says are enough; not yet run.
 
 B.4.1: learning rate 2e-6, KL 0.001, temperature 1, 32 questions with 16 outputs each an update,
 32,768 tokens, rollouts of 8,192 outputs in 16 minibatches, a reference refreshed every 400 updates;
@@ -41,7 +39,12 @@ def experiment():
       objective=common.OBJECTIVE,  # KL 0.001 (B.4.1); clip chosen
       optimizer=optim.Optimizer(lr=2e-6),  # B.4.1
       eval_every=400,  # ours
-      # ours, for 16 GPUs of 80 GB: 20 bytes a parameter, with the reference
-      machine=sharding.Machine(fsdp=2, tensor=8, micro_rows=1, sample_rows=16, dtype='bfloat16'),
+      machine=sharding.Machine(
+          fsdp=16,
+          tensor=4,
+          topology='v5p:4x4x4',
+          micro_rows=1,  # ours
+          sample_rows=256,
+          dtype='bfloat16'),
   )
   return Stage(rl.run, config, OUT)

@@ -47,7 +47,7 @@ def look_up(table_VD, tokens_BT):
   Instead of the table it is the tokens that travel, to all shares of D, and the rows' shares come
   back; of the shares of V, one has each row and the others add 0.
   """
-  over_d, over_v = sharding.cutting('D'), sharding.cutting('V')
+  over_v, over_d = sharding.cutting('VD')
   if not over_d + over_v:
     return table_VD[tokens_BT]
 
