@@ -189,7 +189,7 @@ def line(key, row):
   """One row of a table."""
   name, _, tokens, chip = key
   if row is None:
-    return f'| {name} | {tokens} | none of {chip} | | | | | | |'
+    return f'| {name} | {tokens} | none of {chip} up to {SHAPES[chip][-1]} | | | | | | |'
   inside = {kind: n for kind, n in row['bytes'].items() if not kind.endswith('beside')}
   temporaries = sum(inside.get(kind, 0) for kind in ('temporaries', 'cache'))
   output = inside.get('output', 0)
@@ -213,6 +213,7 @@ def main():
   parser.add_argument('--cache', default='runs/plan.json')
   parser.add_argument('--one', help='for the processes that this one starts')
   args = parser.parse_args()
+  jax.config.update('jax_platforms', 'cpu')  # no plugin looks for its devices
   if args.one:
     compile_one(*json.loads(args.one))
     return

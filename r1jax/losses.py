@@ -20,8 +20,8 @@ def log_prob(logits, tokens):
 def token_logp(model, params, hidden_BTD, tokens_BT, temperature=1.0, chunk=0):
   """log softmax(logits / temperature)[token], float32 [B, T].
 
-  With `chunk`, logits of about so many positions of all rows exist at a time, in the backward pass
-  too, so that [B, T, V] is never stored. `params` are in the model's split form.
+  With `chunk`, logits of about so many positions of all rows exist at a time on a device, in the
+  backward pass too, so that [B, T, V] is never stored. `params` are in the model's split form.
   """
   chex.assert_rank([hidden_BTD, tokens_BT], [3, 2])
   B, T, D = hidden_BTD.shape
@@ -29,11 +29,10 @@ def token_logp(model, params, hidden_BTD, tokens_BT, temperature=1.0, chunk=0):
   def logp(hidden_BTD, tokens_BT):
     return log_prob(model.logits(params, hidden_BTD) / temperature, tokens_BT)
 
-  t = max(1, chunk // B)  # positions of each row at a time
+  s = sharding.cuts('context')  # a chunk has some positions of each part that T is cut into
+  t = max(1, chunk // B) * s
   if not chunk or t >= T:
     return logp(hidden_BTD, tokens_BT)
-  s = sharding.cuts('context')  # a chunk has some positions of each part that T is cut into
-  t = -(-t // s) * s
   n = -(-T // t)
 
   def cut(x):  # [B, T, ...] -> [n, B, t, ...]
@@ -51,18 +50,27 @@ def completion_logp(model, params, prompts_PT, prompt_lengths_P, tokens_PGC, tem
   """Log-probability of every completion token given its prompt and the tokens before it, [P, G, C].
 
   The prompt is computed once and its keys and values are shared by the G completions, exactly as
-  in sampling. What stands after a completion's end is finite and means nothing: mask it. Only the
+  in sampling; a single completion follows its prompt in one row, which is half the programs to
+  compile. What stands after a completion's end is finite and means nothing: mask it. Only the
   completions count for the load of experts, as a prompt may be computed for some of them at a time.
   """
   chex.assert_rank([prompts_PT, prompt_lengths_P, tokens_PGC], [2, 1, 3])
   (P, G, C), T = tokens_PGC.shape, prompts_PT.shape[1]
   tokens_BC = tokens_PGC.reshape(P * G, C)
-  uncounted = lambda path, x: jax.lax.stop_gradient(x) if path[-1].key == LOAD else x
-  hidden_PTD, kv = model.apply(jax.tree.map_with_path(uncounted, params), prompts_PT,
-                               jnp.arange(T)[None])
-  prompt = Past(kv, jnp.arange(T)[None] < prompt_lengths_P[:, None], jnp.arange(T)[None])
+  positions_1T = jnp.arange(T)[None]
+  real_PT = positions_1T < prompt_lengths_P[:, None]
   positions_BC = jnp.repeat(prompt_lengths_P, G)[:, None] + jnp.arange(C)[None]
-  hidden_BCD, _ = model.apply(params, tokens_BC, positions_BC, past=(prompt,))
+  if G == 1:
+    whole = lambda *x: jnp.concatenate([x.astype(jnp.int32) for x in x], axis=1)
+    rows = (whole(prompts_PT, tokens_BC), whole(jnp.broadcast_to(positions_1T, (P, T)),
+                                                positions_BC),
+            whole(real_PT, jnp.ones_like(tokens_BC)))  # segments: padding is seen by none
+    hidden_PSD, _ = model.apply(params, *rows, uncounted=T)
+    hidden_PTD, hidden_BCD = hidden_PSD[:, :T], hidden_PSD[:, T:]
+  else:
+    hidden_PTD, kv = model.apply(params, prompts_PT, positions_1T, uncounted=T)
+    prompt = Past(kv, real_PT, positions_1T)
+    hidden_BCD, _ = model.apply(params, tokens_BC, positions_BC, past=(prompt,))
   last_P1D = last_hidden(hidden_PTD, prompt_lengths_P)
   hidden_BCD = jnp.concatenate([jnp.repeat(last_P1D, G, axis=0), hidden_BCD[:, :-1]], axis=1)
   return token_logp(model, params, hidden_BCD, tokens_BC, temperature, chunk).reshape(P, G, C)

@@ -166,9 +166,15 @@ def make_update(loss_fn, model, tx, mesh, micro):
       return jax.tree.map(jnp.add, carry, (grads, sums)), loss_B
 
     first = jax.tree.map(lambda x: x[0], parts)
+    if len(jax.tree.leaves(parts)[0]) == 1:  # nothing to add up, and no room for it
+      (_, (loss_rows, sums)), grads = jax.value_and_grad(total, has_aux=True)(learnt, first)
+      return together(grads, sums, loss_rows)
     grads, (_, sums) = jax.eval_shape(jax.grad(total, has_aux=True), learnt, first)
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grads, sums))
     (grads, sums), loss_rows = jax.lax.scan(add, zero, parts)
+    return together(grads, sums, loss_rows)
+
+  def together(grads, sums, loss_rows):
     grads = sharding.summed(model.join(grads), lora.learnt(axes))
     sums = sharding.summed(sums, jax.tree.map(lambda _: '', sums))
     return grads, sums, loss_rows.reshape(-1)

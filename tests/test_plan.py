@@ -2,12 +2,12 @@
 import dataclasses
 import importlib.util
 import json
-import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec as P
+from jax.sharding import PartitionSpec as P
 import pytest
 
 from r1jax import main, model as model_lib, sample, sharding
@@ -17,6 +17,7 @@ from r1jax.plan.topology import GIB
 from r1jax.stages import generate
 from r1jax.types import Stage, UserError
 
+ROOT = Path(__file__).parents[1]
 libtpu = pytest.mark.skipif(not importlib.util.find_spec('libtpu'), reason='needs libtpu')
 MESH = SimpleNamespace(size=8, shape=dict(data=2, fsdp=1, tensor=4))  # device 4 d + t
 
@@ -160,8 +161,9 @@ def test_the_largest_that_fits(rows, most, need, found, compiled):
 # -- devices that are not here ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('name, said', [('v9:2x2', 'a chip of v4, v5e'), ('v5e', 'write CHIP:SHAPE'),
-                                        ('h100:12', 'a multiple of 8')])  # yapf: disable
+@pytest.mark.parametrize('name, said', [
+    ('v9:2x2', 'a chip of v4, v5e'), ('v5e', 'write CHIP:SHAPE'), ('h100:12', 'a multiple of 8'),
+])  # yapf: disable
 def test_topologies_that_are_none(name, said):
   with pytest.raises(UserError, match=said):
     topology.describe(name)
@@ -200,9 +202,8 @@ def check_decoding(step, compiled):
 
 
 @libtpu
-@pytest.mark.parametrize('axes', [dict(fsdp=2, tensor=2), dict(expert=2, tensor=2)])
-def test_decoding_on_tpus_moves_no_weight_and_no_cache(axes):
-  stage, cfg = decoding(4096, dtype='bfloat16', **axes)
+def test_decoding_on_tpus_moves_no_weight_and_no_cache():
+  stage, cfg = decoding(4096, dtype='bfloat16', expert=2, tensor=2)
   where = topology.describe('v5e:2x2')
   step = plan.make(stage, cfg, stage.config.machine, where)[0]['sampling']
   check_decoding(step, topology.compile_for(where, step.function, step.args))
@@ -213,3 +214,55 @@ def test_decoding_here_moves_no_weight_and_no_cache():
   where = topology.Topology('cpu:4', topology.CHIPS['v5e'], jax.devices()[:4], 'cpu')
   step = plan.make(stage, cfg, stage.config.machine, where)[0]['sampling']
   check_decoding(step, step.function.lower(*step.args).compile())
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+@libtpu
+def test_a_stage_in_its_real_shape(tmp_path, capsys):
+  """Log-probs of 32 billion parameters, 512 completions of 32,768 tokens, on the devices that the
+  file says; cut so that it compiles fast."""
+  file, out = ROOT / 'experiments/zero/qwen_32b.py', tmp_path / 'plan.json'
+  stage, = main.load_experiment(file)
+  cut = ['--machine.fsdp', '8', '--machine.tensor', '8']
+  args = ['--function', 'log-probs', '--quick', '--json', str(out), *cut]
+  assert main.main(['plan', str(file), *args]) == 0
+  row, = json.loads(out.read_text())
+  assert row['topology'] == stage.config.machine.topology == 'v5p:4x4x4' and row['fits']
+  assert row['total'] == sum(row['bytes'].values()) <= row['limit']
+  # Each weight is in 64 parts, but 129 norms and 64 layers' biases of 40 + 8 + 8 heads in 8.
+  in_8 = 129 * 5120 + 64 * 56 * 128
+  assert row['bytes']['parameters'] == 4 * ((32_763_876_352 - in_8) // 64 + in_8 // 8)
+  assert row['bytes']['moments beside'] == pytest.approx(2 * row['bytes']['parameters'], rel=1e-6)
+  assert row['bytes']['reference beside'] == pytest.approx(row['bytes']['parameters'] / 2, rel=1e-3)
+  # Twice the matrices and the head for each token, and attention: 1.55e18 (flops.py).
+  tokens = 512 * 32_768 * (1 + 2048 / 32_768)
+  assert 2 * 31e9 * tokens < row['flops'] < 1.6 * 2 * 31e9 * tokens
+  assert ['fsdp'] in [x['axes'] for x in row['collectives'] if x['kind'] == 'all-gather']
+  printed = capsys.readouterr().out
+  assert 'runs/zero/qwen_32b  log-probs  on v5p:4x4x4 (fsdp 8 x tensor 8)' in printed
+
+
+@libtpu
+def test_what_does_not_fit_is_a_sentence(capsys):
+  """The state of 32 billion parameters cannot lie on four small devices."""
+  file = str(ROOT / 'experiments/zero/qwen_32b.py')
+  args = ['--topology', 'v5e:2x2', '--machine.fsdp', '4', '--machine.tensor', '1', '--quick',
+          '--function', 'log-probs']  # yapf: disable
+  assert main.main(['plan', file, *args]) == 2
+  said = capsys.readouterr()
+  assert 'DOES NOT FIT' in said.out
+  assert 'log-probs of runs/zero/qwen_32b needs ' in said.err and '15.75: take more' in said.err
+  args[-1] = 'grading'
+  assert main.main(['plan', file, *args]) == 2
+  assert 'runs \'grading\'' in capsys.readouterr().err
+
+
+def test_what_is_asked_for_must_be_there(capsys):
+  file = str(ROOT / 'experiments/tiny/zero.py')
+  for args, said in ((['--stage', 'one'], 'has no stage \'one\': it has base, zero'),
+                     ([], 'base names no topology: give --topology'),
+                     (['--topology', 'v5e:2x2', '--model', 'GPT'], 'there is no preset')):
+    assert main.main(['plan', file, *args]) == 2
+    assert said in capsys.readouterr().err

@@ -75,7 +75,7 @@ def route(moe: MoE, logits_NE, bias_E=None):
   return experts_Nk, weights_Nk * moe.scale
 
 
-def ffn(cfg, weight, h_BTD):
+def ffn(cfg, weight, h_BTD, counted_1T=None):
   """Routed and shared experts' sum, [B, T, D]: each activation(gate) * up, then down.
 
   Where `weight` gives only a part of the E experts, the mesh axis `expert` holds them all, each
@@ -90,7 +90,7 @@ def ffn(cfg, weight, h_BTD):
   experts = gate, up, weight('experts_down', 'EID', narrow=True)
   out_BTD, experts_BTk = _on_own_tokens(cfg, h_BTD, (router_DE, bias_E), experts)
   if moe.bias:
-    out_BTD = count_load(out_BTD, bias_E, experts_BTk)
+    out_BTD = count_load(out_BTD, bias_E, experts_BTk, counted_1T)
   if moe.M:
     gate_up = jnp.einsum('BTD,DUM->BTUM', h_BTD, weight('shared_gate_up', 'DUM'))
     h_BTM = cfg.activation(gate_up[:, :, 0]) * gate_up[:, :, 1]
@@ -229,27 +229,29 @@ def _gated(activation, sizes, ours, x_nD, weights_n, experts):
 
 
 @jax.custom_vjp
-def count_load(out_BTD, bias_E, experts_BTk):
+def count_load(out_BTD, bias_E, experts_BTk, counted_1T):
   """out_BTD as it is. Backwards, the bias gets as its "gradient" each expert's load: the number of
-  tokens that chose it, of those that the loss depends on (padding does not count).
+  tokens that chose it, of the counted ones that the loss depends on (padding does not count).
 
   The bias has no gradient of its own, since it only chooses. So the load takes the gradient's way
   to the optimizer, summed over micro-batches and devices with the others, and `balance` is its
   update.
   """
-  del bias_E, experts_BTk
+  del bias_E, experts_BTk, counted_1T
   return out_BTD
 
 
-def _count_forwards(out_BTD, bias_E, experts_BTk):
-  return out_BTD, (experts_BTk, bias_E)
+def _count_forwards(out_BTD, bias_E, experts_BTk, counted_1T):
+  return out_BTD, (experts_BTk, bias_E, counted_1T)
 
 
 def _count_backwards(saved, grad_BTD):
-  experts_BTk, bias_E = saved
-  counts_BT = (grad_BTD != 0).any(axis=-1).astype(bias_E.dtype)
-  load_E = jnp.zeros_like(bias_E).at[experts_BTk].add(counts_BT[..., None])
-  return grad_BTD, load_E, None
+  experts_BTk, bias_E, counted_1T = saved
+  counts_BT = (grad_BTD != 0).any(axis=-1)
+  if counted_1T is not None:
+    counts_BT &= counted_1T
+  load_E = jnp.zeros_like(bias_E).at[experts_BTk].add(counts_BT[..., None].astype(bias_E.dtype))
+  return grad_BTD, load_E, None, None
 
 
 count_load.defvjp(_count_forwards, _count_backwards)

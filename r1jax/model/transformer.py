@@ -185,16 +185,19 @@ def _logits(cfg, params, hidden_BTD):
   return ends.apply({'params': _ends(params)}, hidden_BTD, method=_Ends.logits)
 
 
-def _apply(cfg, machine, attend, params, tokens_BT, positions_BT, segments_BT=None, past=()):
+def _apply(cfg, machine, attend, params, tokens_BT, positions_BT, segments_BT=None, past=(),
+           uncounted=0):
   """Final hidden states [B, T, D], and the keys and values of these T positions.
 
   A query sees the earlier positions of its own row (of its own segment, where segments are given),
   itself, and every slot that a `types.Past` shows; in a windowed layer only the nearest of them.
+  The first `uncounted` positions do not count for the load of experts.
   """
   ends = _Ends(cfg, machine.dtype)
   x_BTD = ends.apply({'params': _ends(params)}, tokens_BT, method=_Ends.embed)
   x_BTD = _between(x_BTD * jnp.asarray(cfg.embed_scale, machine.dtype))
-  views = _views(cfg, positions_BT, segments_BT)
+  counted_1T = jnp.arange(tokens_BT.shape[1])[None] >= uncounted
+  views = [view._replace(counted_1T=counted_1T) for view in _views(cfg, positions_BT, segments_BT)]
   kinds = _kinds(cfg)
   which = [sorted(set(kinds)).index(kind) for kind in kinds]
 
@@ -242,6 +245,7 @@ class _View(NamedTuple):
   rotation: tuple  # cos and sin, each [B, T, 1, 1, W / 2], float32
   places: attention.Places
   window: jax.Array | None  # which of cfg.windows; None where there is one
+  counted_1T: jax.Array | None = None  # bool, whether a position counts for the load of experts
 
 
 def _kinds(cfg):
@@ -315,7 +319,8 @@ class _Layer(_Weights):
                   windows=cfg.windows, kind=view.window)
     x_BTD, kv = added(x_BTD, 'attn',
                       lambda h: heads(cfg, weight, self.norm, see, h, view.rotation, past))
-    ffn = partial(moe_lib.ffn if self.sparse else _ffn, cfg, weight)
+    experts = partial(moe_lib.ffn, counted_1T=view.counted_1T)
+    ffn = partial(experts if self.sparse else _ffn, cfg, weight)
     x_BTD, _ = added(_between(x_BTD), 'ffn', lambda h: (ffn(h), None))
     return _between(x_BTD), kv
 

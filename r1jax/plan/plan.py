@@ -59,7 +59,7 @@ def measure(stage, cfg, machine, where, name, utilisation=0.4) -> Measured:
   total = sum(kinds.values())
   seconds, token_s = times(step, where.chip, utilisation)
   return Measured(
-      stage.out, name, where.name, dict(step.mesh.shape), step.field, getattr(machine, step.field),
+      stage.out, name, where.name, dict(step.mesh.shape), step.field, min(getattr(machine, step.field), step.most),
       {kind: size for kind, size in kinds.items() if size}, total, where.chip.limit,
       bool(text) and total <= where.chip.limit, step.flops, seconds, token_s,
       [x._asdict() for x in hlo.collectives(text, step.mesh)] if text else [],
@@ -150,8 +150,7 @@ def run(args, stages, parents):
 
   `parents`: {folder: stage} of the stages that these may start from.
   """
-  jax.config.update('jax_platforms', 'cpu')  # a TPU that is here is left alone
-  jax.config.update('jax_enable_compilation_cache', False)  # it cannot read what it writes of these
+  jax.config.update('jax_platforms', 'cpu')  # devices that are here are left alone
   chosen = [stage for stage in stages if args.stage in (None, pathlib.Path(stage.out).name)]
   if not chosen:
     names = ', '.join(pathlib.Path(stage.out).name for stage in stages)
@@ -164,6 +163,8 @@ def run(args, stages, parents):
       if args.json:
         metrics.write_aside(pathlib.Path(args.json),
                             json.dumps([row._asdict() for row in rows], indent=1))
+  if not rows:
+    raise UserError(f'no stage of {args.experiment} that was asked for runs {args.function!r}')
   bad = [row for row in rows if not row.fits]
   if bad:
     raise UserError(
@@ -195,17 +196,18 @@ def plan(args, stage, parents):
 def describe(row: Measured, utilisation) -> list[str]:
   """One function's numbers, as lines."""
   mesh = ' x '.join(f'{axis} {n}' for axis, n in row.mesh.items() if n > 1) or 'one device'
-  kinds = ', '.join(f'{kind} {size / GIB:.2f}' for kind, size in row.bytes.items()
-                    if abs(size) >= 0.005 * GIB)  # yapf: disable
+  unit, scale = ('GiB', GIB) if row.total > 0.1 * GIB else ('MiB', 2**20)
+  kinds = ', '.join(f'{kind} {size / scale:.2f}' for kind, size in row.bytes.items()
+                    if abs(size) >= 0.005 * scale)  # yapf: disable
+  more = f', and {row.largest} would fit' if row.largest is not None else ''
+  token = f', {1e3 * row.token_s:.3g} ms a token' if row.token_s else ''
   lines = [
       f'{row.stage}  {row.name}  on {row.topology} ({mesh})',
-      f'  {row.total / GIB:.2f} of {row.limit / GIB:.2f} GiB a device: '
+      f'  {row.total / scale:.2f} {unit} a device of {row.limit / GIB:.2f} GiB: '
       f'{"fits" if row.fits else "DOES NOT FIT"}  ({kinds})',
-      f'  machine.{row.field} is {row.rows}' + (f', and {row.largest} would fit'
-                                                if row.largest is not None else ''),
-      f'  {row.flops:.3g} FLOP, {row.seconds:.3g} s at {utilisation:.0%} of the peak'
-      + (f', {1e3 * row.token_s:.3g} ms a token' if row.token_s else ''),
-  ]  # yapf: disable
+      f'  machine.{row.field} is {row.rows}{more}',
+      f'  {row.flops:.3g} FLOP, {row.seconds:.3g} s at {utilisation:.0%} of the peak{token}',
+  ]
   for x in row.collectives:
     turn = ' a turn' if x['per_turn'] else ''
     lines.append(f'  {x["kind"]} over {" x ".join(x["axes"]) or "nothing"}: {x["count"]}{turn}, '

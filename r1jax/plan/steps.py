@@ -155,6 +155,8 @@ def of_rl(cfg, model, machine, mesh, there) -> list[Step]:
   out = [_sampler('sampling', cfg, cfg.sampling, cfg.group, cfg.batch * cfg.minibatches, model,
                   machine, there, around)]  # yapf: disable
   out += [step._replace(beside=around) for step in scored]
+  if cfg.staleness and not machine.sample_devices:  # of rollouts that are sampled ahead
+    judges = {**judges, 'policies': [out[0].held['parameters']] * cfg.staleness}
   if cfg.objective.needs_reference or cfg.objective.importance:
     out.append(
         Step('log-probs', logp, (params, bare), mesh, dict(parameters=params, batch=bare),
@@ -299,7 +301,11 @@ def _cache(model, B, S, mesh):
 
 
 def _score(lm, params, tokens, machine, mesh):
-  score, rows = scoring.make_scorer(lm, machine, mesh)
+  # As scoring.make_score, which keeps its jitted part to itself.
+  f = lambda params, batch: jax.nn.sigmoid(losses.sequence_score(lm, params, *batch))
+  score = optim.make_map(f, lm, mesh, machine.micro_rows)
+  rows = max(1, machine.sample_rows // 4)
+  rows += -rows % (machine.micro_rows * sharding.rows(mesh))
   ints = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding.by_rows(mesh))
   batch = ints(rows, tokens + -tokens % 64), ints(rows)
   total = flops.forward(flops.count(lm), flops.Work(rows, 0, tokens, 0))

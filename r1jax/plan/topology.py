@@ -137,6 +137,6 @@ def compile_for(topology: Topology, function, args):
 def used_bytes(said: str) -> int:
   """What a compiler's message about memory says that the program would take, in bytes; else 0."""
   units = dict(K=2**10, M=2**20, G=2**30, T=2**40)
-  found = (re.search(r'\(([\d.]+)([KMGT])\) exceeds available', said)
-           or re.search(r'[Uu]sed ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm', said))
+  found = (re.search(r'\(([\d.]+)([KMGT])\) exceeds available', said) or
+           re.search(r'[Uu]sed ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm', said))
   return int(float(found[1]) * units[found[2]]) if found else 0

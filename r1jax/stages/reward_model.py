@@ -2,7 +2,6 @@
 import dataclasses
 from typing import Callable
 
-import jax
 import numpy as np
 
 from r1jax import checkpoint, losses, metrics, optim, processes, scoring, seeds, sharding
