@@ -42,12 +42,18 @@ def encode(tokenizer, prompt, response) -> list[int]:
           + [min(tokenizer.eos_ids)])  # yapf: disable
 
 
-def make_score(lm, machine, mesh):
-  """(params, texts as token ids) -> sigmoid(score), float32, in calls of one of a few shapes."""
+def make_scorer(lm, machine, mesh):
+  """The jitted (params, (tokens_BT, lengths_B)) -> sigmoid(score), float32, and the rows B of a
+  call."""
   f = lambda params, batch: jax.nn.sigmoid(losses.sequence_score(lm, params, *batch))
   jitted = optim.make_map(f, lm, mesh, machine.micro_rows)
   rows = max(1, machine.sample_rows // 4)
-  rows += -rows % (machine.micro_rows * sharding.rows(mesh))
+  return jitted, rows + -rows % (machine.micro_rows * sharding.rows(mesh))
+
+
+def make_score(lm, machine, mesh):
+  """(params, texts as token ids) -> sigmoid(score), float32, in calls of one of a few shapes."""
+  jitted, rows = make_scorer(lm, machine, mesh)
 
   def score(params, texts):
     processes.check_together('a reward model')

@@ -36,6 +36,6 @@ def student(name, base, lr, **machine):
       # Table 6, cosine to a tenth (B.4.3). Warm-up and AdamW's settings are unconfirmed:
       # chosen, none and optim.Optimizer's defaults.
       optimizer=optim.Optimizer(lr=lr, schedule=optim.cosine, end_lr=lr / 10),
-      machine=sharding.Machine(micro_rows=1, sample_rows=64, dtype='bfloat16', **machine),
+      machine=sharding.Machine(micro_rows=1, dtype='bfloat16', **{'sample_rows': 64, **machine}),
   )
   return Stage(sft.run, config, f'runs/distill/{name}')

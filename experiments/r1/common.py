@@ -3,8 +3,8 @@ repeats. Sections are of arXiv 2501.12948 v2 unless v1 is named.
 
 None of these files has been run: they are for 512 chips. `r1jax plan FILE` compiles every step for
 MACHINE's topology and says what it needs of a device, and tests/test_experiments.py traces each
-with V3's own architecture. Answers are compared as mathematics, programs run against their tests in a
-sandbox (r1jax/grading).
+with V3's own architecture. Answers are compared as mathematics, programs run against their tests in
+a sandbox (r1jax/grading).
 
 What you put in place, relative to the checkout (r1jax/tasks/lines.py says how a line looks):
 

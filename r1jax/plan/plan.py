@@ -59,12 +59,14 @@ def measure(stage, cfg, machine, where, name, utilisation=0.4) -> Measured:
   total = sum(kinds.values())
   seconds, token_s = times(step, where.chip, utilisation)
   return Measured(
-      stage.out, name, where.name, dict(step.mesh.shape), step.field, min(getattr(machine, step.field), step.most),
-      {kind: size for kind, size in kinds.items() if size}, total, where.chip.limit,
-      bool(text) and total <= where.chip.limit, step.flops, seconds, token_s,
-      [x._asdict() for x in hlo.collectives(text, step.mesh)] if text else [],
-      time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-  )  # yapf: disable
+      stage=stage.out, name=name, topology=where.name, mesh=dict(step.mesh.shape),
+      field=step.field, rows=min(getattr(machine, step.field), step.most),
+      bytes={kind: size for kind, size in kinds.items() if size}, total=total,
+      limit=where.chip.limit, fits=bool(text) and total <= where.chip.limit, flops=step.flops,
+      seconds=seconds, token_s=token_s,
+      collectives=[x._asdict() for x in hlo.collectives(text, step.mesh)] if text else [],
+      compile_s=time.monotonic() - began,
+      peak_rss=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)  # yapf: disable
 
 
 def make(stage, cfg, machine, where):

@@ -246,8 +246,9 @@ OF_STAGE = {rl.run: of_rl, sft.run: of_sft, reward_model.run: of_reward_model,
 
 
 def _evaluation(cfg, evaluation, model, machine, mesh, beside=None):
-  return _sampler('evaluation', cfg, evaluation.sampling, evaluation.k, evaluation.num_problems,
-                  model, machine, mesh, beside)  # yapf: disable
+  firsts = rollout.spread(evaluation.k, machine, mesh)
+  return _sampler('evaluation', cfg, evaluation.sampling, firsts.step,
+                  evaluation.num_problems * len(firsts), model, machine, mesh, beside)
 
 
 def _sampler(name, cfg, sampling, G, problems, model, machine, mesh, beside=None):
@@ -301,11 +302,7 @@ def _cache(model, B, S, mesh):
 
 
 def _score(lm, params, tokens, machine, mesh):
-  # As scoring.make_score, which keeps its jitted part to itself.
-  f = lambda params, batch: jax.nn.sigmoid(losses.sequence_score(lm, params, *batch))
-  score = optim.make_map(f, lm, mesh, machine.micro_rows)
-  rows = max(1, machine.sample_rows // 4)
-  rows += -rows % (machine.micro_rows * sharding.rows(mesh))
+  score, rows = scoring.make_scorer(lm, machine, mesh)
   ints = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding.by_rows(mesh))
   batch = ints(rows, tokens + -tokens % 64), ints(rows)
   total = flops.forward(flops.count(lm), flops.Work(rows, 0, tokens, 0))
