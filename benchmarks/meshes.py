@@ -15,8 +15,8 @@ until which update the samples are the same, and how far numbers differ until th
 whole experiment on those of CURVES.
 
 `kills` runs two processes as an undisturbed twin and once more with a random one of the two killed
-at a random moment, three times; what is left must be the same bytes. Copies of the last ruin go on
-with other processes and meshes.
+at a random moment, three times; what is left must be the same bytes. Copies of the first ruin go
+on with other processes and meshes.
 """
 import argparse
 import json
@@ -169,18 +169,19 @@ def compare_kills(out, number, seed):
   end(launch(PAIR, 'zero', twin, **fields))
   shutil.rmtree(run / 'zero', ignore_errors=True)
   print(f'{named(PAIR)}, {number} updates, a state every 2')
-  for step in sorted(rng.sample(range(1, number), 3)):
+  ruins = [out / f'{run.name}-{short(layout)}' for layout in ELSEWHERE]
+  steps = sorted(rng.sample(range(1, number), 3))
+  for step in steps:
     kill(launch(PAIR, 'zero', run, **fields), run, step, rng)
-  ruin = {layout: out / f'{run.name}-{short(layout)}' for layout in ELSEWHERE}
-  for copy in ruin.values():
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(run, copy)
+    for copy in ruins if step == steps[0] else ():
+      shutil.rmtree(copy, ignore_errors=True)
+      shutil.copytree(run, copy)
   end(launch(PAIR, 'zero', run, **fields))
   for file in ('metrics.jsonl', 'samples.jsonl', 'result.json'):  # with the parameters' fingerprint
     got, want = ((x / 'zero' / file).read_bytes() for x in (run, twin))
     print(f'{file}: {len(want)} bytes, {"the same" if got == want else "NOT THE SAME"}')
   there = updates(twin)
-  for layout, copy in ruin.items():
+  for layout, copy in zip(ELSEWHERE, ruins):
     start = saved(copy)
     end(launch(layout, 'zero', copy, **fields))
     here = updates(copy)

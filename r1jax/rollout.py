@@ -51,7 +51,7 @@ def spread(k: int, machine, mesh) -> range:
 
 def regroup(graded: Graded, rows: int, k: int) -> Graded:
   """Problems of k samples, from a Graded in which each problem takes `rows` rows, one after the
-  other, with a few samples too many if these do not divide k."""
+  other, with a few samples too many if these do not divide k; their errors stay on record."""
 
   def join(x):
     if type(x) is list:

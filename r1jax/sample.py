@@ -116,6 +116,8 @@ def make_copy(model, machine, mesh, merge=lambda params: params):
   already, the parameters themselves.
   """
   there = sharding.sampling_mesh(machine, mesh)
+  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  sharding.shardings(model.axes(), shapes, there)  # what does not divide shows before the work
 
   def read(params):
     return jax.tree.map_with_path(lambda path, x: x if model.exact(path[-1].key) else x.astype(

@@ -62,6 +62,14 @@ class Machine:
   dtype: str = 'float32'  # of activations and matrix products
   param_dtype: str = 'float32'  # of parameters in memory; bfloat16 for those that no update changes
 
+  def __post_init__(self):
+    for name in ('micro_rows', 'sample_rows', 'pieces'):
+      if vars(self)[name] is not None and vars(self)[name] < 1:
+        raise UserError(f'machine.{name} is {vars(self)[name]} and must be at least 1')
+    for name in ('dtype', 'param_dtype'):
+      if vars(self)[name] not in ('float32', 'bfloat16', 'float16'):
+        raise UserError(f'machine.{name} is {vars(self)[name]!r}: choose float32 or bfloat16')
+
 
 DEFAULTS = {
     'cpu':
@@ -94,9 +102,14 @@ def start(machine: Machine) -> tuple[Machine, jax.sharding.Mesh]:
   if platform == 'cpu':
     keep_freed_memory()
   machine = fill(machine, platform)
-  if platform == 'cpu' and machine.dtype != 'float32' and machine.context * machine.tensor > 1:
-    raise UserError(f'on CPUs context and tensor work in float32 only, and the machine\'s dtype is '
-                    f'{machine.dtype}: XLA fails on sums across devices in it')
+  cut = (machine.fsdp, machine.expert, machine.context, machine.tensor, machine.sample_tensor or
+         1, machine.sample_expert or 1)
+  if platform == 'cpu' and machine.dtype != 'float32' and max(cut) > 1:
+    raise UserError(f'the machine\'s dtype is {machine.dtype}, in which XLA fails on CPUs wherever '
+                    'devices add up: choose float32, or leave the mesh to `data` alone')
+  if not 0 <= machine.sample_devices < jax.device_count():
+    raise UserError(f'sample_devices is {machine.sample_devices} of {jax.device_count()} devices: '
+                    'leave at least one to train')
   if machine.sample_devices and jax.process_count() > 1:
     raise UserError('sample_devices are for one process: with several, parameters would have to '
                     'travel between processes; leave it at 0, and all devices train and sample')
@@ -130,14 +143,14 @@ def keep_freed_memory():
 def make_mesh(machine: Machine, devices=None) -> jax.sharding.Mesh:
   """The mesh of training over `devices`, all but those that only sample by default.
 
-  Raises UserError where the sizes do not divide them.
+  Raises UserError where the sizes do not fit them. In one process some may be left over.
   """
   if devices is None:
     devices = jax.devices()[:jax.device_count() - machine.sample_devices]
   sizes = [machine.data, machine.fsdp, machine.expert, machine.context, machine.tensor]
   n, copy = len(devices), math.prod(sizes[1:])
   data = n // max(1, copy) if machine.data == -1 else machine.data
-  whole = machine.data != -1 or data * copy == n
+  whole = data * copy == n or machine.data != -1 and jax.process_count() == 1
   if min(data, *sizes[1:]) < 1 or data * copy > n or not whole:
     said = ' x '.join(f'{axis}={size}' for axis, size in zip(AXES, sizes))
     raise UserError(f'the mesh {said} does not fit {n} devices: choose sizes whose product is {n}')
@@ -155,9 +168,9 @@ def sampling_mesh(machine: Machine, mesh, devices=None) -> jax.sharding.Mesh:
     devices = (devices or jax.devices())[-machine.sample_devices:]
   else:
     devices = mesh.devices.flatten()
-  expert = machine.sample_expert or machine.expert
-  tensor = machine.sample_tensor or machine.tensor
-  if len(devices) % (expert * tensor):
+  expert = machine.expert if machine.sample_expert is None else machine.sample_expert
+  tensor = machine.tensor if machine.sample_tensor is None else machine.sample_tensor
+  if min(expert, tensor) < 1 or len(devices) % (expert * tensor):
     raise UserError(f'sampling with expert={expert} x tensor={tensor} does not divide its '
                     f'{len(devices)} devices: choose sample_expert and sample_tensor that do')
   return _mesh(devices, (len(devices) // (expert * tensor), 1, expert, 1, tensor))
@@ -179,7 +192,8 @@ def spec(letters, shape, mesh, rules=RULES) -> PartitionSpec:
     cuts = math.prod(mesh.shape[axis] for axis in axes)
     if size % cuts:
       raise UserError(f'axis {letter} has size {size}, which the {cuts} devices of the mesh axis '
-                      f'{" x ".join(axes)} do not divide: choose another mesh')
+                      f'{" x ".join(axes)} do not divide: choose another size for it in the '
+                      'machine (while sampling: sample_tensor, sample_expert)')
     out.append(axes or None)
   return PartitionSpec(*out)
 

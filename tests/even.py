@@ -17,5 +17,6 @@ def experiment():
   sizes = model.Config(V=276, L=1, D=32, H=2, K=2, W=16, F=32)
   learn = dataclasses.replace(base.config, scratch=sizes, tokenizer=train_tokenizer,
                               evaluation=None)
-  act = dataclasses.replace(zero.config, steps=6, objective=grpo.Objective())
+  act = dataclasses.replace(zero.config, steps=6,
+                            objective=grpo.Objective(importance=grpo.truncated))
   return dataclasses.replace(base, config=learn), dataclasses.replace(zero, config=act)

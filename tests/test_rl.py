@@ -107,5 +107,7 @@ def test_rollouts_ahead_are_stale_and_the_others_are_not(finished, tmp_path):
   stale = np.array([0, 0, 1, 1, 0, 0, 1, 1], bool)
   assert (fresh[:, 1] < 1e-6).all() and (ahead[~stale, 1] < 1e-6).all()
   assert (ahead[stale, 1] > 1e-4).all()
+  again = run('again', staleness=1, resample=1)  # where the sampler has no copy of its own
+  assert np.isfinite(again).all() and (again[[2, 3, 6, 7], 1] > 1e-4).all()
   with pytest.raises(UserError, match='older than the one that learns'):
     rl.check(dataclasses.replace(base, staleness=1))

@@ -3,6 +3,7 @@
 libtpu (the extra `plan`) compiles for TPUs, jax's CUDA plugin for GPUs; neither needs the device.
 """
 import importlib.util
+import math
 import os
 import re
 from typing import NamedTuple
@@ -126,12 +127,17 @@ def compile_for(topology: Topology, function, args):
   """
   platform = dict(tpu='tpu', gpu='cuda')[topology.platform]
   lowered = function.trace(*args).lower(lowering_platforms=(platform,))
+  least = jax.config.jax_persistent_cache_min_compile_time_secs
   try:
+    # jax's cache on disk takes a program for devices that are not there, and cannot give it back.
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', math.inf)
     return lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
     raise OutOfMemory(str(error)) from error
+  finally:
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', least)
 
 
 def used_bytes(said: str) -> int:

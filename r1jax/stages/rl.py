@@ -73,9 +73,9 @@ def run(cfg: Config, out: str) -> dict:
 
   def send(step):
     key, numbers = seeds.key(cfg.seed, 'rollout', step), problem_numbers(cfg, step)
-    policy = for_sampling(state.params)
-    calls = rollout.dispatch(sampler, policy, key, numbers, [problem(n) for n in numbers])
-    ahead.append((key, numbers, policy, calls))
+    calls = rollout.dispatch(sampler, for_sampling(state.params), key, numbers,
+                             [problem(n) for n in numbers])
+    ahead.append((key, numbers, calls))
 
   try:
     if not start:
@@ -84,13 +84,15 @@ def run(cfg: Config, out: str) -> dict:
       clock = [time.monotonic()]
       for later in range(step, horizon(cfg, step), cfg.minibatches)[len(ahead):]:
         send(later)
-      key, numbers, policy, calls = ahead.popleft()
+      key, numbers, calls = ahead.popleft()
       pending = read(pending, log)  # the last updates' numbers, while the device samples
       counting = rewards.active(terms, step)
       graded = rollout.collect(sampler, calls, counting)
       check_errors(cfg, graded)
-      graded = resample(cfg, graded, numbers[-1] + 1, sampler, policy, key, problem, counting)
-      del policy, calls  # their memory is the update's
+      del calls  # its memory is the update's
+      if cfg.resample:  # by the latest parameters, which with staleness are others
+        graded = resample(cfg, graded, numbers[-1] + 1, sampler, for_sampling(state.params), key,
+                          problem, counting)
       clock.append(time.monotonic())
 
       weighed = weigh(cfg, graded, state, reference_logp, machine, mesh)
@@ -279,7 +281,7 @@ def weigh(cfg, graded, state, logp, machine, mesh):
     out_PGC = np.zeros_like(sampled_PGC)
     for first in range(0, len(out_PGC), cfg.batch):
       part = rollout.take(graded, range(first, first + cfg.batch))
-      rows = jax.device_get(logp(params, make_batch(cfg, part, machine, mesh)))
+      rows = sharding.fetch(logp(params, make_batch(cfg, part, machine, mesh)))
       rows = rows.reshape(-1, rows.shape[-1])[:cfg.batch * cfg.group]  # without padding
       out_PGC[first:first + cfg.batch, :, :rows.shape[-1]] = rows.reshape(cfg.batch, cfg.group, -1)
     return out_PGC
