@@ -3,6 +3,7 @@ import json
 import os
 from pathlib import Path
 import random
+import re
 import shutil
 import signal
 import socket
@@ -113,7 +114,7 @@ def test_two_processes_learn_what_one_learns(alone, whole):
 def test_the_first_alone_speaks(whole):
   first, second = whole[1]
   assert 'base: finished already' in first and last_word(first)[0] == 'result'
-  assert not [line for line in second.splitlines() if not line.startswith('[Gloo]')]
+  assert not re.sub(r'\[Gloo\].*|\d', '', second).strip()  # Gloo's lines may run into each other
 
 
 @pytest.fixture(scope='module')

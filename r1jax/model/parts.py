@@ -41,15 +41,16 @@ def _turn(a, b, rotation):
   return a * cos - b * sin, b * cos + a * sin
 
 
-def look_up(table_VD, tokens_BT):
-  """The tokens' rows of a table, [B, T, D], where this device may hold only a share of it.
+def look_up(table_VD, tokens_BT, dtype):
+  """The tokens' rows of a table, [B, T, D] in dtype, where this device may hold only a share of it.
 
   Instead of the table it is the tokens that travel, to all shares of D, and the rows' shares come
-  back; of the shares of V, one has each row and the others add 0.
+  back; of the shares of V, one has each row and the others add 0. Rows are rounded, not the table,
+  so that the gradients of a token's many places are added up in the table's own dtype.
   """
   over_v, over_d = sharding.cutting('VD')
   if not over_d + over_v:
-    return table_VD[tokens_BT]
+    return table_VD[tokens_BT].astype(dtype)
 
   def look(table_vd, tokens_BT):
     asked = jax.lax.all_gather(tokens_BT, over_d) if over_d else tokens_BT[None]
@@ -59,6 +60,7 @@ def look_up(table_VD, tokens_BT):
       rows = jnp.where(here[..., None], table_vd[jnp.where(here, asked, 0)], 0)
     else:
       rows = table_vd[asked]
+    rows = rows.astype(dtype)
     if over_d:
       rows = jax.lax.all_to_all(rows, over_d, 0, 0)  # each share of my tokens' rows
     rows_BTD = jnp.moveaxis(rows, 0, -2).reshape(*tokens_BT.shape, -1)

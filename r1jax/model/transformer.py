@@ -376,7 +376,7 @@ class _Ends(_Weights):
     self.head = self.table if cfg.tied else self.weight('head', 'VD', gather=False)
 
   def embed(self, tokens_BT):
-    return look_up(self.table.astype(self.dtype), tokens_BT)
+    return look_up(self.table, tokens_BT, self.dtype)
 
   def normed(self, x_BTD):
     return rms_norm(x_BTD, self.scale + self.cfg.norm_offset, self.cfg.norm_eps)
