@@ -14,7 +14,7 @@ Runs an experiment on this machine, from any directory. The first start makes .v
 and installs r1jax there, which takes some minutes and the network; later ones take neither.
 
   bash launch/local.sh experiments/tiny/zero.py              as the file says
-  bash launch/local.sh experiments/tiny/zero.py --steps 10   with a field changed
+  bash launch/local.sh experiments/tiny/zero.py --zero.steps 20   with a field changed
   bash launch/local.sh experiments/tiny/zero.py --help       the fields it has
   bash launch/local.sh --processes 2 --devices 4 experiments/tiny/zero.py
 

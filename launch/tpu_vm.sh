@@ -17,7 +17,7 @@ the experiment there and watches it: a run that was asked to stop, or lost a pro
 again, and a slice that was taken away is asked for again. Interrupt it as you like: the run goes
 on, and the same command watches again. The slice is yours, and is paid for, until --delete.
 
-  --type      as v5p-64 or v6e-32: see gcloud compute tpus accelerator-types list --zone ZONE
+  --type      as v5p-128 (64 chips) or v6e-32: see gcloud compute tpus accelerator-types list --zone ZONE
   --runtime   as v2-alpha-tpuv5: see gcloud compute tpus versions list --zone ZONE
   --nfs       a file system that every host of the network sees, Filestore for one. It is mounted
               at /mnt/r1jax, where the run starts: runs/ and the models' folders lie there

@@ -322,8 +322,10 @@ def grade(work: Work, term, numbers, groups) -> list[dict]:
   read = [c._replace(text=work.opening + c.text) for c in completions]
   answer = work.benchmark.answer or (lambda text: None)
   answers = lambda texts: [rewards.attempt(answer, text) for text in texts]
-  scores, answers = processes.gather([processes.mine(rewards.scorer(term), problems, read),
-                                      processes.mine(answers, [c.text for c in read])])
+  scores, answers = processes.gather([
+      processes.mine(rewards.scorer(term), problems, read),
+      processes.mine(answers, [c.text for c in read])
+  ])
   rows = []
   for i, (problem, c, score, found) in enumerate(zip(problems, completions, scores, answers)):
     failed = next((x for x in (score, found) if isinstance(x, Exception)), None)

@@ -34,7 +34,8 @@ def make_evaluate(cfg: Evaluation, rewards, model, tokenizer, max_prompt_tokens,
   rollout.encode(tokenizer, problems, max_prompt_tokens)  # too long a prompt shows before the work
   firsts = rollout.spread(cfg.k, machine, mesh)
   sampler = rollout.make_sampler(model, tokenizer, cfg.sampling, firsts.step, max_prompt_tokens,
-                                 machine, mesh, len(problems) * len(firsts))
+                                 machine, mesh,
+                                 len(problems) * len(firsts))
   rows = [(n, first) for n in range(len(problems)) for first in firsts]
   key = seeds.key(seed, 'evaluation')
 

@@ -1,4 +1,4 @@
-"""The command line: r1jax run | eval | sample | samples | report | fingerprint | export."""
+"""The command line: r1jax run, plan, eval, sample, report, export and others."""
 import argparse
 import dataclasses
 import functools

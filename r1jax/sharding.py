@@ -42,7 +42,7 @@ ACTIVATIONS = {  # of what the layers compute, whose rows are a device's own
 class Machine:
   """What the hardware wants. The maths does not know it; None is the platform's default."""
   data: int = -1  # copies of the parameters, -1: as many as the devices allow
-  fsdp: int = 1  # devices that share one copy, cut along the model axis
+  fsdp: int = 1  # devices that share one copy, each weight cut, most along D
   expert: int = 1  # devices that share the routed experts
   context: int = 1  # devices that share the positions of a row
   tensor: int = 1  # devices that share one copy, cut along heads, ffn and vocabulary
@@ -102,18 +102,19 @@ def start(machine: Machine) -> tuple[Machine, jax.sharding.Mesh]:
   if platform == 'cpu':
     keep_freed_memory()
   machine = fill(machine, platform)
+  if not 0 <= machine.sample_devices < jax.device_count():
+    raise UserError(f'sample_devices is {machine.sample_devices} of {jax.device_count()} devices: '
+                    'leave at least one to train')
+  mesh = make_mesh(machine)
   cut = (machine.fsdp, machine.expert, machine.context, machine.tensor, machine.sample_tensor or
          1, machine.sample_expert or 1)
   if platform == 'cpu' and machine.dtype != 'float32' and max(cut) > 1:
     raise UserError(f'the machine\'s dtype is {machine.dtype}, in which XLA fails on CPUs wherever '
                     'devices add up: choose float32, or leave the mesh to `data` alone')
-  if not 0 <= machine.sample_devices < jax.device_count():
-    raise UserError(f'sample_devices is {machine.sample_devices} of {jax.device_count()} devices: '
-                    'leave at least one to train')
   if machine.sample_devices and jax.process_count() > 1:
     raise UserError('sample_devices are for one process: with several, parameters would have to '
                     'travel between processes; leave it at 0, and all devices train and sample')
-  return machine, make_mesh(machine)
+  return machine, mesh
 
 
 def fill(machine: Machine, platform: str) -> Machine:

@@ -1,7 +1,7 @@
 """What the stages of DeepSeek-R1 share: folders, data, the judge, and the settings that the paper
 repeats. Sections are of arXiv 2501.12948 v2 unless v1 is named.
 
-None of these files has been run: they are for 512 chips. `r1jax plan FILE` compiles every step for
+None of these files has been run: MACHINE has 512 chips. `r1jax plan FILE` compiles every step for
 MACHINE's topology and says what it needs of a device, and tests/test_experiments.py traces each
 with V3's own architecture. Answers are compared as mathematics, programs run against their tests in
 a sandbox (r1jax/grading).
@@ -34,10 +34,9 @@ from r1jax.types import Reward
 BASE = 'models/DeepSeek-V3-Base'
 SERVER, V3 = 'http://localhost:8000/v1', 'deepseek-ai/DeepSeek-V3'
 
-# The paper's were 64 x 8 H800 (B.4.4); ours is a guess at as many chips, for `r1jax plan` to check:
-# 8 x 16 parts of the rows, each row's positions cut in 4, so that a chip has 1/512 of the experts
-# and 1/32 of the rest. Sampling: copies on 64 chips each.
-MACHINE = sharding.Machine(fsdp=8, expert=16, context=4, sample_expert=16, sample_tensor=4,
+# The paper's were 64 x 8 H800 (B.4.4); ours are as many chips: 4 x 32 parts of the rows, each row's
+# positions cut in 4, a chip keeping 1/512 of every weight. Sampling: copies on 64 chips each.
+MACHINE = sharding.Machine(fsdp=4, expert=32, context=4, sample_expert=16, sample_tensor=4,
                            topology='v5p:8x8x8', micro_rows=1, sample_rows=2048, dtype='bfloat16')
 MOMENTS = 'bfloat16'  # of Adam; V3's pretraining kept them so (2412.19437, 3.3.2), R1 does not say
 PROMPT = 2048  # tokens; unconfirmed: chosen (means are 122 in maths, 161 in STEM, 420 in logic)

@@ -142,6 +142,8 @@ def parse(argv):
   parser.add_argument('--quick', action='store_true', help='do not look for the largest batch')
   parser.add_argument('--json', help='a file for all numbers')
   args, fields = parser.parse_known_args(argv)
+  if bool(args.chip) != bool(args.devices):
+    raise UserError('--chip and --devices go together, as in --chip h100 --devices 64')
   if args.chip:
     args.topology = f'{args.chip}:{args.devices}'
   return args, fields
