@@ -4,8 +4,7 @@ F.1; v1, section 4.1).
   bash launch/local.sh experiments/zero/qwen_32b.py
 
 Expected (table 16): AIME 2024 pass@1 47.0, cons@64 60.0, MATH-500 91.6, GPQA Diamond 55.0,
-LiveCodeBench 40.2, against 72.6 for the distilled model on AIME. 64 chips of v5p; not yet
-run.
+LiveCodeBench 40.2, against 72.6 for the distilled model on AIME. 64 chips of v5p. Not yet run.
 
 B.4.1: learning rate 2e-6, KL 0.001, temperature 1, 32 questions with 16 outputs each an update,
 32,768 tokens, rollouts of 8,192 outputs in 16 minibatches, a reference refreshed every 400 updates;
