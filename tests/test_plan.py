@@ -261,8 +261,10 @@ def test_what_does_not_fit_is_a_sentence(capsys):
 
 def test_what_is_asked_for_must_be_there(capsys):
   file = str(ROOT / 'experiments/tiny/zero.py')
+  preset = 'there is no preset' if importlib.util.find_spec('libtpu') else 'needs libtpu'
   for args, said in ((['--stage', 'one'], 'has no stage \'one\': it has base, zero'),
                      ([], 'base names no topology: give --topology'),
-                     (['--topology', 'v5e:2x2', '--model', 'GPT'], 'there is no preset')):
+                     (['--chip', 'h100'], '--chip and --devices go together'),
+                     (['--topology', 'v5e:2x2', '--model', 'GPT'], preset)):
     assert main.main(['plan', file, *args]) == 2
     assert said in capsys.readouterr().err
