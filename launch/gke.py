@@ -54,6 +54,9 @@ def arguments(argv):
   parser.add_argument('experiment', help='path in the checkout')
   parser.add_argument('fields', nargs=argparse.REMAINDER, help='--field value ...')
   args = parser.parse_args(argv)
+  if '--dry-run' in args.fields:  # behind the experiment it is meant no less
+    args.fields.remove('--dry-run')
+    args.dry_run = True
   kind, _, topology = (args.tpu or '').partition(':')
   sizes = topology.split('x')
   if args.tpu and (kind not in TPUS or not all(size.isdecimal() and int(size) for size in sizes)):

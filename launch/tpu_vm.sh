@@ -73,6 +73,9 @@ if (($# == 0)); then
   usage >&2
   exit 2
 fi
+if [[ " $* " == *' --dry-run '* && -z $DRY_RUN ]]; then
+  mistake "--dry-run stands before the experiment."
+fi
 EXPERIMENT=$1
 if ! git cat-file -e "HEAD:$EXPERIMENT" 2>/dev/null; then
   mistake "the last commit, which is what the hosts get, has no file $EXPERIMENT:" \

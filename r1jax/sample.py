@@ -117,23 +117,22 @@ def make_copy(model, machine, mesh, merge=lambda params: params):
   """
   there = sharding.sampling_mesh(machine, mesh)
   shapes = jax.eval_shape(model.init, jax.random.key(0))
-  sharding.shardings(model.axes(), shapes, there)  # what does not divide shows before the work
+  where = sharding.shardings(model.axes(), shapes, there)
 
   def read(params):
     return jax.tree.map_with_path(lambda path, x: x if model.exact(path[-1].key) else x.astype(
         machine.dtype), merge(params))  # yapf: disable
 
+  reread = jax.jit(read, out_shardings=None if machine.sample_devices else where)
+
   def copy(params):
-    shapes = jax.eval_shape(read, params)
-    where = sharding.shardings(model.axes(), shapes, there)
-    lies = lambda x, shape, where: (x.dtype, x.sharding.is_equivalent_to(where, x.ndim)) == (
-        shape.dtype, True)
-    if jax.tree.structure(params) == jax.tree.structure(shapes) and jax.tree.all(
-        jax.tree.map(lies, params, shapes, where)):
+    wanted = jax.eval_shape(read, params)
+    lies = lambda x, like, where: x.dtype == like.dtype and x.sharding.is_equivalent_to(
+        where, x.ndim)
+    if jax.tree.structure(params) == jax.tree.structure(wanted) and jax.tree.all(
+        jax.tree.map(lies, params, wanted, where)):
       return params
-    if machine.sample_devices:
-      return jax.device_put(jax.jit(read)(params), where)
-    return jax.jit(read, out_shardings=where)(params)
+    return jax.device_put(reread(params), where)  # to other devices, where others sample
 
   return copy, there
 

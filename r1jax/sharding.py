@@ -186,10 +186,10 @@ def rows(mesh) -> int:
   return math.prod(mesh.shape[axis] for axis in ROWS)
 
 
-def spec(letters, shape, mesh, rules=RULES) -> PartitionSpec:
+def spec(letters, shape, mesh) -> PartitionSpec:
   """PartitionSpec for axis letters; raises UserError where mesh axes do not divide a size."""
   out = []
-  for letter, size, axes in zip(letters, shape, axes_of(letters, mesh, rules), strict=True):
+  for letter, size, axes in zip(letters, shape, axes_of(letters, mesh), strict=True):
     cuts = math.prod(mesh.shape[axis] for axis in axes)
     if size % cuts:
       raise UserError(f'axis {letter} has size {size}, which the {cuts} devices of the mesh axis '

@@ -167,3 +167,11 @@ def test_gke_words(args, words):
 
 def test_gke_without_kubectl():
   mistake(gke('--tpu', 'v5e:4x4', env=dict(PATH='/nowhere')), 'kubectl is not installed')
+
+
+def test_a_dry_run_may_stand_last():
+  command = [sys.executable, '-I', ROOT / 'launch/gke.py', '--name', 'r1', '--image', 'images/r1',
+             '--claim', 'disk', '--tpu', 'v5p:4x4x4', 'experiments/tiny/zero.py', '--note',
+             'two words', '--dry-run']  # yapf: disable
+  last = subprocess.run(command, capture_output=True, text=True, check=True)
+  assert last.stdout == gke('--tpu', 'v5p:4x4x4', '--dry-run').stdout != ''

@@ -13,6 +13,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from r1jax import sharding
 from r1jax.model import attention
 from r1jax.model import mla as mla_lib
 from r1jax.model import moe as moe_lib
@@ -20,7 +21,6 @@ from r1jax.model import rope
 from r1jax.model.mla import MLA
 from r1jax.model.moe import MoE
 from r1jax.model.parts import look_up, rms_norm, rotate, silu
-from r1jax import sharding
 from r1jax.sharding import Machine, constrain
 from r1jax.types import KV, Model, UserError
 

@@ -76,7 +76,7 @@ def describe(name: str) -> Topology:
   if kind.startswith('h'):
     return Topology(name, chip, _gpus(name, chip, shape), 'gpu')
   if not importlib.util.find_spec('libtpu'):
-    raise UserError('planning for TPUs needs libtpu: pip install "r1jax[plan]"')
+    raise UserError('planning for TPUs needs libtpu: .venv/bin/pip install -e ".[plan]"')
   quiet_libtpu()
   try:
     options = dict(chip.options)
