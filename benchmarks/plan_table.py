@@ -48,7 +48,8 @@ def rows_of(cfg):
 
 def stage(function, tokens, rows, machine):
   """The stage whose function is planned."""
-  machine = sharding.Machine(**machine, micro_rows=1, sample_rows=rows, dtype='bfloat16',
+  rows_apart = machine['data'] * machine['fsdp'] * machine['expert']
+  machine = sharding.Machine(**machine, micro_rows=1, sample_rows=rows, pieces=1, dtype='bfloat16',
                              param_dtype='bfloat16' if FUNCTIONS[function] == 'sampling' else
                              'float32')  # yapf: disable
   if function == 'sft':
@@ -59,10 +60,11 @@ def stage(function, tokens, rows, machine):
                        batch=rows // GROUP, max_prompt_tokens=PROMPT, machine=machine,
                        sampling=sample.Sampling(tokens - PROMPT))  # yapf: disable
     return Stage(rl.run, config, function)
-  group, prompt = (1, tokens - 1) if function == 'prefill' else (GROUP, PROMPT)
+  group = max(1, min(GROUP, rows // rows_apart))  # so that no device is without
+  group, prompt = (1, tokens) if function == 'prefill' else (group, PROMPT)
   config = generate.Config(init='x', problems=None, select=None, samples=group, shard=rows // group,
-                           max_prompt_tokens=prompt, sampling=sample.Sampling(tokens - prompt),
-                           machine=machine)  # yapf: disable
+                           max_prompt_tokens=prompt, machine=machine,
+                           sampling=sample.Sampling(max(1, tokens - prompt)))  # yapf: disable
   return Stage(generate.run, config, function)
 
 
@@ -94,7 +96,7 @@ def estimate(cfg, function, tokens, mesh):
   if FUNCTIONS[function] == 'sampling':
     kv = cfg.L * (cfg.mla.X if cfg.mla else 2 * cfg.K * cfg.W / t) * 2 * tokens
     work = (tokens * (2 * cfg.F + 4 * cfg.D) * 2 / t if function == 'prefill' else 0)
-    return 2 * share, 2 * share + rows * (kv * (2 if function == 'decode' else 1) + work)
+    return 2 * share, 2 * share + rows * (1.2 * kv + work)
   state = share * (18 if function == 'grpo' else 16)  # gradients, and a reference in bfloat16
   layer = (params - routed - 2 * cfg.V * cfg.D) / cfg.L + routed / cfg.L / e
   T, width = tokens / c, 3 * cfg.F + 4 * cfg.H * cfg.W

@@ -1,4 +1,6 @@
 """Log-probabilities of tokens, and cross-entropy. Float32 throughout."""
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -11,10 +13,13 @@ LOAD = 'router_bias'  # the weight whose gradient is a load, not a slope (model/
 
 def log_prob(logits, tokens):
   """log softmax(logits)[token] over the last axis, float32: logits [..., V], tokens [...]."""
+  return _picked(logits, tokens, jnp.arange(logits.shape[-1])) - jax.nn.logsumexp(logits, axis=-1)
+
+
+def _picked(logits, tokens, vocabulary_V):
   # A comparison instead of a gather: its gradient is no scatter, and the vocabulary may be cut.
-  vocabulary = jax.lax.broadcasted_iota(tokens.dtype, logits.shape, logits.ndim - 1)
-  picked = jnp.where(tokens[..., None] == vocabulary, logits, 0).sum(axis=-1)
-  return picked - jax.nn.logsumexp(logits, axis=-1)
+  vocabulary = jnp.expand_dims(vocabulary_V, range(tokens.ndim))
+  return jnp.where(tokens[..., None] == vocabulary, logits, 0).sum(axis=-1)
 
 
 def token_logp(model, params, hidden_BTD, tokens_BT, temperature=1.0, chunk=0):
@@ -26,8 +31,17 @@ def token_logp(model, params, hidden_BTD, tokens_BT, temperature=1.0, chunk=0):
   chex.assert_rank([hidden_BTD, tokens_BT], [3, 2])
   B, T, D = hidden_BTD.shape
 
+  mine_V = sharding.vocabulary(model.config.V)
+
   def logp(hidden_BTD, tokens_BT):
-    return log_prob(model.logits(params, hidden_BTD) / temperature, tokens_BT)
+    if mine_V is None:
+      return log_prob(model.logits(params, hidden_BTD) / temperature, tokens_BT)
+    # Instead of the head, the largest of all weights, the tokens travel, to each of its parts.
+    meet = partial(sharding.at_positions, lambda x: jax.lax.all_gather(x, 'expert', tiled=True))
+    hidden_NTD, tokens_NT = meet(hidden_BTD), meet(tokens_BT)
+    logits_NTV = model.logits(params, hidden_NTD, part=True) / temperature
+    logp_NT = _over_parts(logits_NTV, tokens_NT, mine_V)
+    return jax.lax.dynamic_slice_in_dim(logp_NT, B * jax.lax.axis_index('expert'), B)
 
   s = sharding.cuts('context')  # a chunk has some positions of each part that T is cut into
   t = max(1, chunk // B) * s
@@ -43,6 +57,16 @@ def token_logp(model, params, hidden_BTD, tokens_BT, temperature=1.0, chunk=0):
   out = jax.lax.map(lambda x: jax.checkpoint(logp)(*x), (cut(hidden_BTD), cut(tokens_BT)))
   out = jnp.moveaxis(out.reshape(n, B, s, t // s), 0, 2)
   return out.reshape(B, n * t)[:, :T]
+
+
+def _over_parts(logits_NTV, tokens_NT, mine_V):
+  """log_prob where each device of the axis expert has the logits of its part of the vocabulary."""
+  add = partial(sharding.at_positions, lambda x: jax.lax.psum(x, 'expert'))
+  part_NT = jax.nn.logsumexp(logits_NTV, axis=-1)
+  most = partial(sharding.at_positions, lambda x: jax.lax.pmax(x, 'expert'))
+  most_NT = most(jax.lax.stop_gradient(part_NT))
+  all_NT = most_NT + jnp.log(add(jnp.exp(part_NT - most_NT)))
+  return add(_picked(logits_NTV, tokens_NT, mine_V)) - all_NT
 
 
 def completion_logp(model, params, prompts_PT, prompt_lengths_P, tokens_PGC, temperature=1.0,

@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 from jax.experimental import mesh_utils, multihost_utils
+import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 
@@ -204,7 +205,7 @@ def axes_of(letters, mesh, rules=RULES) -> list[tuple]:
 
   Where fsdp and context are 1, as in sampling, weights are not shared over expert either.
   """
-  unshared = mesh.shape['fsdp'] * mesh.shape['context'] == 1
+  unshared = mesh.shape.get('fsdp', 1) * mesh.shape.get('context', 1) == 1
   out = []
   for letter in letters:
     axes = () if unshared and rules.get(letter) == SHARED else rules.get(letter, ())
@@ -270,15 +271,47 @@ def shares(axes: Any, mesh) -> Any:
   return jax.tree.map(lambda letters: PartitionSpec(*map(cut, axes_of(letters, mesh))), axes)
 
 
-def gathered(w, letters):
-  """A weight that SHARED cuts, whole; its gradient goes back as shares, summed."""
+def gathered(w, letters, part=False):
+  """A weight that SHARED cuts, whole; its gradient goes back as shares, summed.
+
+  With `part`, only what `vocabulary` says of its first axis.
+  """
   i = next((i for i, letter in enumerate(letters) if RULES.get(letter) == SHARED), None)
   axes = () if i is None else cutting(letters)[i]
   if not axes:
     return w
-  gather = lambda w: jax.lax.all_gather(w, axes, axis=i, tiled=True)
+
+  def gather(w):
+    # One axis after the other, the innermost cut first: over several at once, XLA makes of it the
+    # sum of whole arrays that are almost all zero.
+    for axis in reversed(axes):
+      if part and axis == 'expert':
+        w = jax.lax.all_to_all(w, axis, 0, i, tiled=True)
+      else:
+        w = jax.lax.all_gather(w, axis, axis=i, tiled=True)
+    return w
+
   stored, used = auto_spec(letters, w.shape, RULES), auto_spec(letters, w.shape, ACTIVATIONS)
   return by_hand(gather, (stored,), used)(w)
+
+
+def vocabulary(V):
+  """The tokens [n] whose logits fall to this device where `expert` cuts the head, otherwise None.
+
+  n = V / expert, as so many from each part that tensor cuts V into. Where expert cuts no weights,
+  or does not divide the parts, the head is whole.
+  """
+  experts, tensor = cuts('expert'), cuts('tensor')
+  if experts == 1 or 'expert' not in cutting('VD')[1] or V % (experts * tensor):
+    return None
+  ids = jnp.arange(V).reshape(tensor, experts, -1)
+  return ids[:, jax.lax.axis_index('expert')].reshape(-1)
+
+
+def at_positions(f, x_BT):
+  """f(x [B, T, ...]), a collective over ROWS that changes B alone, for each part of T by itself."""
+  spec = auto_spec('BT' + ' ' * (x_BT.ndim - 2), x_BT.shape, {'T': ('context', 'tensor')})
+  return by_hand(f, (spec,), spec)(x_BT)
 
 
 def summed(grads: Any, axes: Any) -> Any:

@@ -117,7 +117,7 @@ class Model(NamedTuple):
   join: Callable  # the inverse of split
   init_cache: Callable  # B, S -> KV of S empty slots
   apply: Callable  # split params, tokens_BT, positions_BT, segments_BT, past -> hidden_BTD, KV
-  logits: Callable  # split params, hidden_BTD -> logits_BTV, float32
+  logits: Callable  # split params, hidden_BTD -> logits_BTV, float32; part: sharding.vocabulary's
   exact: Callable  # name of a weight -> whether it is read in float32 whatever the dtype
 
 

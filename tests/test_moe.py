@@ -46,7 +46,10 @@ def test_only_the_best_groups_are_looked_at():
 
 
 def layer(x_BTD, weights, cfg=V3):
-  weight = lambda name, letters, **how: weights[name]
+
+  def weight(name, letters, gather=True, **how):
+    return sharding.gathered(weights[name], letters) if gather else weights[name]
+
   return moe.ffn(SimpleNamespace(moe=cfg, activation=silu), weight, x_BTD)
 
 
@@ -118,7 +121,7 @@ def on_mesh(axes, cfg, devices):
                        devices=devices[:math.prod(axes.values())])
   letters = dict(router='De', router_bias='e', experts_gate='EDI', experts_up='EDI',
                  experts_down='EID')
-  cut = {k: P('expert') if 'E' in x else P() for k, x in letters.items()}
+  cut = sharding.shares(letters, mesh)
 
   def loss(x, weights, aim):
     out = layer(x, weights, cfg)
@@ -126,12 +129,7 @@ def on_mesh(axes, cfg, devices):
 
   def step(x, aim, weights):
     (x, weights), out = jax.grad(loss, (0, 1), has_aux=True)(x, weights, aim)
-
-    def summed(g, spec):  # XLA may refuse a sum over axes of one device
-      over = [axis for axis in sharding.ROWS if sizes[axis] > 1 and axis not in spec]
-      return jax.lax.psum(g, over) if over else g
-
-    return out, x, jax.tree.map(summed, weights, cut)
+    return out, x, sharding.summed(weights, letters)
 
   rows = P(sharding.ROWS)
   return mesh, jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(rows, rows, cut), out_specs=(

@@ -67,7 +67,7 @@ def make(trunk: Model, cfg: LoRA) -> Model:
       split=partial(_split, trunk, cfg),
       join=partial(_join, trunk),
       apply=lambda params, *args, **more: trunk.apply(boxed(params), *args, **more),
-      logits=lambda params, hidden_BTD: trunk.logits(boxed(params), hidden_BTD),
+      logits=lambda params, *args, **more: trunk.logits(boxed(params), *args, **more),
       exact=lambda name: True,  # adapters are added to the weight first
   )  # yapf: disable
 

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from r1jax.sharding import by_hand, constrain, cuts
+from r1jax.model.grouped import product
+from r1jax.sharding import auto_spec, by_hand, constrain, cuts, gathered, RULES
 
 
 def softmax(logits_NE):
@@ -78,17 +79,18 @@ def route(moe: MoE, logits_NE, bias_E=None):
 def ffn(cfg, weight, h_BTD, counted_1T=None):
   """Routed and shared experts' sum, [B, T, D]: each activation(gate) * up, then down.
 
-  Where `weight` gives only a part of the E experts, the mesh axis `expert` holds them all, each
-  device its own rows of B too, and this runs inside a shard_map over that axis.
+  weight(name, letters, ...): a weight, of the experts' the share that this device stores. Where
+  that is only a part of the E experts, the mesh axis `expert` holds them all, each device its own
+  rows of B too, and this runs inside a shard_map over that axis.
   """
   moe, h_BTD = cfg.moe, constrain(h_BTD, 'BTD')  # gathered over tensor once for both
   # The router's experts are `e`, since each device scores its tokens for all of them.
   router_DE = weight('router', 'De', dtype=jnp.float32)
   bias_E = weight('router_bias', 'e', zero=True, dtype=jnp.float32) if moe.bias else None
   # Two weights, as one would be cut or joined along I, which a mesh may have cut already.
-  gate, up = weight('experts_gate', 'EDI'), weight('experts_up', 'EDI')
-  experts = gate, up, weight('experts_down', 'EID', narrow=True)
-  out_BTD, experts_BTk = _on_own_tokens(cfg, h_BTD, (router_DE, bias_E), experts)
+  gate, up = (weight(f'experts_{name}', 'EDI', gather=False) for name in ('gate', 'up'))
+  shares = gate, up, weight('experts_down', 'EID', narrow=True, gather=False)
+  out_BTD, experts_BTk = _on_own_tokens(cfg, h_BTD, (router_DE, bias_E), shares)
   if moe.bias:
     out_BTD = count_load(out_BTD, bias_E, experts_BTk, counted_1T)
   if moe.M:
@@ -98,22 +100,27 @@ def ffn(cfg, weight, h_BTD, counted_1T=None):
   return out_BTD
 
 
-def _on_own_tokens(cfg, h_BTD, router, experts):
+def _on_own_tokens(cfg, h_BTD, router, shares):
   """`_routed`, on each device's part of T (mesh axis context) and of I (tensor), where these are
-  cut: left to itself, XLA would gather all tokens to sort them."""
+  cut: left to itself, XLA would gather all tokens to sort them. The experts' shares are gathered
+  inside, so that their gradients, the most by far, go back without being made whole."""
   T = 'context' if cuts('context') > 1 and h_BTD.shape[1] % cuts('context') == 0 else None
   I = 'tensor' if cuts('tensor') > 1 else None  # noqa: E741
 
-  def part(h_1BTD, router, experts):
+  letters = 'EDI', 'EDI', 'EID'
+
+  def part(h_1BTD, router, shares):
+    experts = tuple(map(gathered, shares, letters))
     out_BTD, experts_BTk = _routed(cfg, h_1BTD[0], router, experts)
     return out_BTD[None], experts_BTk
 
   # A part of I makes a part of each sum. These are added out here, as are the gradients of copies
   # of the tokens, so that XLA makes of it what it needs, all-reduce or reduce-scatter.
-  columns, rows, tokens = P(None, None, I), P(None, I), P(I, None, T)
-  f = by_hand(part, (tokens, P(), (columns, columns, rows)), (tokens, P(None, T)))
+  stored = tuple(auto_spec(x, w.shape, RULES) for x, w in zip(letters, shares))
+  tokens = P(I, None, T)
+  f = by_hand(part, (tokens, P(), stored), (tokens, P(None, T)))
   copies = jnp.broadcast_to(h_BTD[None], (cuts('tensor'), *h_BTD.shape))
-  sums, experts_BTk = f(copies, router, experts)
+  sums, experts_BTk = f(copies, router, shares)
   return jax.lax.reduce_sum(sums, (0,)), experts_BTk
 
 
@@ -130,7 +137,7 @@ def _routed(cfg, h_BTD, router, experts):
 
 def _here(cfg, x_ND, experts_Nk, weights_Nk, experts):
   """All experts are here. The tokens are sorted by expert, so that each has consecutive rows:
-  where ragged_dot has a kernel, as on TPUs, it multiplies these alone, top / E of the work of all
+  where products have a kernel, as on TPUs, it multiplies these alone, top / E of the work of all
   experts for any routing. XLA:CPU multiplies every row by every expert.
   """
   gate, up, down_EID = experts
@@ -140,8 +147,8 @@ def _here(cfg, x_ND, experts_Nk, weights_Nk, experts):
   back_M = jnp.argsort(order_M)
   sizes_E = jnp.bincount(flat_M, length=moe.E).astype(jnp.int32)
   rows_MD = jnp.repeat(x_ND, moe.top, axis=0)[order_M]
-  gate, up = (jax.lax.ragged_dot(rows_MD, w, sizes_E) for w in (gate, up))
-  out_MD = jax.lax.ragged_dot(cfg.activation(gate) * up, down_EID, sizes_E)
+  gate, up = (product(rows_MD, w, sizes_E) for w in (gate, up))
+  out_MD = product(cfg.activation(gate) * up, down_EID, sizes_E)
   out_NkD = out_MD[back_M].reshape(N, moe.top, D)
   return jnp.einsum('NkD,Nk->ND', out_NkD, weights_Nk.astype(out_NkD.dtype))
 
@@ -220,8 +227,8 @@ def _gated(activation, sizes, ours, x_nD, weights_n, experts):
   """weight * down(activation(gate) * up) of sorted rows, 0 for a row that is nobody's."""
   gate, up, down = experts
 
-  def dot(rows, w):  # what ragged_dot gives nobody's rows, and their gradients, is not defined
-    return jnp.where(ours, jax.lax.ragged_dot(jnp.where(ours, rows, 0), w, sizes), 0)
+  def dot(rows, w):  # what a product gives nobody's rows, and their gradients, is not defined
+    return jnp.where(ours, product(jnp.where(ours, rows, 0), w, sizes), 0)
 
   h_nI = activation(dot(x_nD, gate)) * dot(x_nD, up)
   # Weighted here and not at the end: so the gradient of a weight needs no third product again.

@@ -180,9 +180,9 @@ def _exact(name):
   return name.endswith(('norm', 'router', 'router_bias'))
 
 
-def _logits(cfg, params, hidden_BTD):
+def _logits(cfg, params, hidden_BTD, part=False):
   ends = _Ends(cfg, hidden_BTD.dtype)
-  return ends.apply({'params': _ends(params)}, hidden_BTD, method=_Ends.logits)
+  return ends.apply({'params': _ends(params)}, hidden_BTD, part, method=_Ends.logits)
 
 
 def _apply(cfg, machine, attend, params, tokens_BT, positions_BT, segments_BT=None, past=(),
@@ -205,6 +205,8 @@ def _apply(cfg, machine, attend, params, tokens_BT, positions_BT, segments_BT=No
 
     def layer(x_BTD, weights, kvs, view):
       look_back = [p._replace(kv=kv) for p, kv in zip(past, kvs)]
+      if not machine.unroll and machine.dtype != 'float32':
+        weights = _each_in_its_turn(weights, view.places.positions_BT)
       return _Layer(cfg, sparse, attend).apply({'params': weights}, x_BTD, view, look_back)
 
     if machine.remat:
@@ -234,6 +236,13 @@ def _apply(cfg, machine, attend, params, tokens_BT, positions_BT, segments_BT=No
     first += n
   kv = KV(*(tuple(kv[i] for kv in fresh) for i in (0, 1)))
   return ends.apply({'params': _ends(params)}, x_BTD, method=_Ends.normed), kv
+
+
+def _each_in_its_turn(weights, positions_BT):
+  """A layer's weights, times a 1 that XLA cannot foresee: otherwise it rounds the float32 matrices
+  of all layers ahead of the loop over them, and holds both forms through it."""
+  one = jnp.where(positions_BT[0, 0] < attention.FAR, 1.0, 0.0)
+  return jax.tree.map(lambda w: w * one if w.dtype == jnp.float32 and w.ndim > 1 else w, weights)
 
 
 def _ends(params):
@@ -305,9 +314,9 @@ class _Layer(_Weights):
   def __call__(self, x_BTD, view, past=()):
     cfg = self.cfg
 
-    def weight(name, letters, zero=False, narrow=False, dtype=x_BTD.dtype):
-      std = 0 if zero else cfg.init_std / (2 * cfg.L)**0.5 if narrow else cfg.init_std
-      return self.weight(name, letters, nn.initializers.normal(std), dtype)  # narrow: as in GPT-2
+    def weight(name, letters, zero=False, narrow=False, dtype=x_BTD.dtype, gather=True):
+      std = 0 if zero else cfg.init_std / (2 * cfg.L)**0.5 if narrow else cfg.init_std  # as in GPT-2
+      return self.weight(name, letters, nn.initializers.normal(std), dtype, gather)
 
     def added(x_BTD, name, f):  # x + f(norm(x)), with the norms that the model has
       h = self.norm(f'{name}_norm', 'D', x_BTD) if cfg.pre_norm else x_BTD
@@ -381,9 +390,9 @@ class _Ends(_Weights):
   def normed(self, x_BTD):
     return rms_norm(x_BTD, self.scale + self.cfg.norm_offset, self.cfg.norm_eps)
 
-  def logits(self, x_BTD):
+  def logits(self, x_BTD, part=False):
     # Rounded after it is gathered (XLA does it before): so its gradient is summed in float32.
-    cap, matrix = self.cfg.logit_cap, sharding.gathered(self.head, 'VD').astype(self.dtype)
+    cap, matrix = self.cfg.logit_cap, sharding.gathered(self.head, 'VD', part).astype(self.dtype)
     logits = jnp.einsum('BTD,VD->BTV', constrain(x_BTD, 'BTD'), matrix,
                         preferred_element_type=jnp.float32)
     logits = constrain(logits, 'BTV')
