@@ -73,7 +73,8 @@ def chain(optimizer: Optimizer, steps: int) -> optax.GradientTransformation:
 
 
 def kept_as(dtype, tx) -> optax.GradientTransformation:
-  """tx with its arrays of float32 kept in another dtype between updates."""
+  """tx with its arrays, float32 whatever the parameters are, kept in another dtype between
+  updates."""
 
   def cast(tree, old, new):
     return jax.tree.map(lambda x: x.astype(new) if x.dtype == old else x, tree)
@@ -82,8 +83,13 @@ def kept_as(dtype, tx) -> optax.GradientTransformation:
     changes, state = tx.update(grads, cast(state, dtype, jnp.float32), params)
     return changes, cast(state, jnp.float32, dtype)
 
-  return optax.GradientTransformation(lambda params: cast(tx.init(params), jnp.float32, dtype),
-                                      update)
+  return optax.GradientTransformation(
+      lambda params: cast(tx.init(single(params)), jnp.float32, dtype), update)
+
+
+def single(tree):
+  """A tree of float32."""
+  return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
 
 def without_loads(grads):
@@ -104,13 +110,13 @@ def _is_matrix(params):
 def init(tx, params, reference=None) -> TrainState:
   """A fresh state: moments lie where what is learnt lies; the reference is one of `copy`.
 
-  Raises UserError where what learns is not float32: small updates would be lost in rounding.
+  Of what is learnt, matrices of layers may be bfloat16 (`changed` says how they learn); all else,
+  which is little, becomes float32.
   """
-  learnt = lora.learnt(params)
-  if any(x.dtype != jnp.float32 for x in jax.tree.leaves(learnt)):
-    raise UserError('parameters that learn must be float32: leave machine.param_dtype as it is, or '
-                    'train adapters alone, with lora')
   like = abstract_state(tx, params)
+  params = jax.tree.map(lambda x, like: x if x.dtype == like.dtype else x.astype(like.dtype),
+                        params, like.params)
+  learnt = lora.learnt(params)
   where = jax.tree.map(lambda x: x.sharding, like.opt)
   opt = jax.jit(tx.init, out_shardings=where)(learnt)
   step = sharding.put(np.zeros((), np.int32), like.step.sharding)
@@ -119,9 +125,17 @@ def init(tx, params, reference=None) -> TrainState:
 
 def abstract_state(tx, params, reference=()) -> TrainState:
   """The shapes and shardings of a state, from parameters or their shapes and shardings."""
-  learnt = lora.learnt(params)
   whole = sharding.replicated(jax.tree.leaves(params)[0].sharding.mesh)
   like = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+  def in_its_dtype(path, x):
+    layers = path[0].key in ('dense', 'layers')
+    rounded = layers and not path[-1].key.endswith(('norm', 'bias', 'router'))
+    dtype = x.dtype if rounded or x.dtype == jnp.float32 else jnp.float32
+    return jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding)
+
+  learnt = jax.tree.map_with_path(in_its_dtype, lora.learnt(params))
+  params = {**params, **learnt}
   opt = optax.tree_utils.tree_map_params(tx, lambda x, p: like(x, p.sharding),
                                          jax.eval_shape(tx.init, learnt), learnt,
                                          transform_non_params=lambda x: like(x, whole))
@@ -170,7 +184,7 @@ def make_update(loss_fn, model, tx, mesh, micro):
       (_, (loss_rows, sums)), grads = jax.value_and_grad(total, has_aux=True)(learnt, first)
       return together(grads, sums, loss_rows)
     grads, (_, sums) = jax.eval_shape(jax.grad(total, has_aux=True), learnt, first)
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grads, sums))
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (grads, sums))
     (grads, sums), loss_rows = jax.lax.scan(add, zero, parts)
     return together(grads, sums, loss_rows)
 
@@ -189,19 +203,41 @@ def make_update(loss_fn, model, tx, mesh, micro):
 
   def update(state, batch):
     grads, sums, loss_by_row = accumulate(state.params, batch)
-    grads = as_stored(grads)
+    grads = single(as_stored(grads))
     loss_by_row = jax.lax.with_sharding_constraint(loss_by_row, sharding.replicated(mesh))
     norm, total = optax.tree.norm(without_loads(grads)), loss_by_row.sum()
     finite = jnp.isfinite(norm) & jnp.isfinite(total)
     learnt = lora.learnt(state.params)
     changes, opt = tx.update(grads, state.opt, learnt)
     keep = lambda new, old: jnp.where(finite, new, old)
-    learnt = as_stored(jax.tree.map(lambda p, d: keep(p + d, p), learnt, changes))
+    learnt = as_stored(jax.tree.map(keep, changed(learnt, changes, state.step), learnt))
     opt = jax.tree.map(keep, opt, state.opt)
     state = TrainState(state.step + finite, {**state.params, **learnt}, opt, state.reference)
     return state, dict(sums, loss=total, grad_norm=norm, finite=finite, loss_by_row=loss_by_row)
 
   return jax.jit(update, donate_argnums=0)
+
+
+def changed(params, changes, step):
+  """params + changes, in the dtypes of params. Where that is bfloat16 the sum is rounded up or down
+  by chance, such that its mean is the sum: a small change, which the nearest bfloat16 would lose
+  every time, is made now and then (stochastic rounding, 2010.06192). The chance is the step's."""
+  leaves, treedef = jax.tree.flatten(params)
+  keys = jax.random.split(jax.random.fold_in(jax.random.key(0), step), len(leaves))
+
+  def add(p, change, key):
+    total = p.astype(jnp.float32) + change
+    return total if p.dtype == jnp.float32 else _rounded_by_chance(total, key).astype(p.dtype)
+
+  return treedef.unflatten(map(add, leaves, treedef.flatten_up_to(changes), keys))
+
+
+def _rounded_by_chance(x, key):
+  """float32 -> float32 whose last 16 bits are 0, as in bfloat16: to add 16 random bits carries into
+  the others as often as the last 16 are far from 0."""
+  bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+  bits += jax.random.bits(key, x.shape, jnp.uint16)
+  return jax.lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), jnp.float32)
 
 
 def check_finite(step, numbers, describe):

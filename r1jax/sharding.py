@@ -61,7 +61,7 @@ class Machine:
   query_chunk: int | None = None  # queries of a row whose scores einsum holds at once, 0: all
   logp_chunk: int | None = None  # positions whose logits are held at once, 0: all
   dtype: str = 'float32'  # of activations and matrix products
-  param_dtype: str = 'float32'  # of parameters in memory; bfloat16 for those that no update changes
+  param_dtype: str = 'float32'  # of parameters in memory; how bfloat16 learns: optim.changed
 
   def __post_init__(self):
     for name in ('micro_rows', 'sample_rows', 'pieces'):
@@ -321,7 +321,7 @@ def summed(grads: Any, axes: Any) -> Any:
   def add(letters, x):
     cut = sum(cutting(letters), ())
     over = tuple(axis for axis in ROWS if axis not in cut and cuts(axis) > 1)
-    return jax.lax.psum(x, over) if over else x
+    return jax.lax.psum(x.astype(jnp.float32), over).astype(x.dtype) if over else x
 
   return jax.tree.map(add, axes, grads)
 

@@ -124,6 +124,42 @@ def ready(model, params, micro_rows, logp=None, **axes):
   return update, optim.init(tx, params), batch
 
 
+def test_small_changes_of_bfloat16_are_made_now_and_then():
+  x = jnp.full(10000, 1.0, jnp.bfloat16)  # the next is 1 + 2^-7
+  one, = jax.tree.leaves(optim.changed({'w': x}, {'w': jnp.full(10000, 2.0**-9)}, 3))
+  assert one.dtype == jnp.bfloat16 and set(np.float32(one)) == {1, 1 + 2.0**-7}
+  assert abs((np.float32(one) > 1).mean() - 1 / 4) < 0.02
+  two, = jax.tree.leaves(optim.changed({'w': x}, {'w': jnp.full(10000, 2.0**-9)}, 4))
+  assert 0.3 < (one != two).mean() < 0.45  # 2 / 4 * 3 / 4: each step's chance is its own
+  exact, = jax.tree.leaves(optim.changed({'w': -x}, {'w': jnp.full(10000, 0.25)}, 3))
+  same(exact, -0.75)
+
+
+@pytest.mark.parametrize('axes', [dict(data=1), dict(data=2, fsdp=2)], ids=str)
+@pytest.mark.parametrize('micro_rows', [4, 16])
+def test_matrices_in_bfloat16_learn_as_in_float32(tiny, micro_rows, axes, monkeypatch):
+  model, params = tiny(unroll=False)
+  mesh, moments = sharding.make_mesh(Machine(data=1)), optim.chain(Optimizer(), 1)
+  half = jax.tree.map(lambda x: x.astype('bfloat16'), params)
+  where = sharding.shardings(model.axes(), half, mesh)
+  opt = optim.init(moments, jax.device_put(half, where)).opt
+  assert {x.dtype.name for x in jax.tree.leaves(opt)} == {'float32', 'int32'}
+  monkeypatch.setattr(optim, 'chain', lambda *_: optax.sgd(1.0))
+  after = []
+  for params in (half, jax.tree.map(jnp.float32, half)):
+    update, state, batch = ready(model, params, micro_rows, **axes)
+    state, numbers = update(state, batch)
+    after.append((state, float(numbers['grad_norm'])))
+  (state, norm), (want, want_norm) = after
+  assert abs(norm / want_norm - 1) < 2e-3  # gradients of matrices are rounded once
+  in_half = [path[-1].key for path, x in jax.tree.leaves_with_path(state.params)
+             if x.dtype == jnp.bfloat16]  # yapf: disable
+  assert sorted(in_half) == ['down', 'gate_up', 'o', 'qkv']
+  for x, y, old in zip(*map(jax.tree.leaves, (state.params, want.params, half)), strict=True):
+    x, y, old = np.float32(x), np.asarray(y), np.float32(old)
+    assert (abs(x - y) <= 2**-7 * (abs(y) + abs(y - old).max())).all()  # as bfloat16 rounds
+
+
 @pytest.fixture(scope='module')
 def gradient(tiny):
   """micro_rows, mesh axes -> (gradient, numbers) of one update with the RL loss."""
