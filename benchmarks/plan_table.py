@@ -1,7 +1,7 @@
 """The table of docs/plan.md: the smallest topology of each chip that holds each model's functions.
 
   python benchmarks/plan_table.py [--models Qwen2.5-7B ...] [--functions grpo sft prefill decode]
-      [--tokens 8192 16384 32768] [--chips v5e v5p v6e h100] [--cache runs/plan.json]
+      [--tokens 8192 16384 32768] [--chips v5e v5p v6e h100] [--given] [--cache runs/plan.json]
 
 Every number is a compiled program's, as `r1jax plan` has it: 64 rows of so many tokens (128 of
 DeepSeek-V3), of which a device, or those that share a row, has one at a time. Topologies are tried
@@ -20,7 +20,7 @@ import sys
 
 import jax
 
-from r1jax import evals, model as model_lib, sample, sharding
+from r1jax import evals, grpo, model as model_lib, optim, sample, sharding
 from r1jax.model import presets
 from r1jax.plan import plan, topology
 from r1jax.plan.topology import GIB
@@ -36,6 +36,12 @@ SHAPES = {  # smallest first
     'v5p': ('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8', '8x8x8', '8x8x16'),
     'h100': ('1', '2', '4', '8', '16', '32', '64', '128', '256', '512', '1024'),
 }
+GIVEN = [  # programs of a given mesh, whose numbers stand in a table of their own
+    ('Qwen2.5-7B', 8192, 'v5p:4x4x4', dict(fsdp=16, tensor=4), 'float32'),
+    ('Qwen2.5-32B', 8192, 'v5p:4x4x4', dict(fsdp=16, tensor=4), 'float32'),
+    ('DeepSeek-V3-Base', 4096, 'v5p:8x8x8', dict(fsdp=4, expert=32, context=4), 'bfloat16'),
+    ('DeepSeek-V3-Base', 4096, 'v5p:8x8x8', dict(fsdp=4, expert=32, context=4), 'float32'),
+]
 PAGE = pathlib.Path(__file__).parents[1] / 'docs/plan.md'
 START = '<!-- made by benchmarks/plan_table.py -->\n'
 PROMPT, GROUP = 1024, 16
@@ -46,19 +52,21 @@ def rows_of(cfg):
   return 128 if cfg.moe else 64
 
 
-def stage(function, tokens, rows, machine):
+def stage(function, tokens, rows, machine, moments='float32', beta=0.001):
   """The stage whose function is planned."""
   rows_apart = machine['data'] * machine['fsdp'] * machine['expert']
+  param_dtype = 'bfloat16' if FUNCTIONS[function] == 'sampling' else moments
   machine = sharding.Machine(**machine, micro_rows=1, sample_rows=rows, pieces=1, dtype='bfloat16',
-                             param_dtype='bfloat16' if FUNCTIONS[function] == 'sampling' else
-                             'float32')  # yapf: disable
+                             param_dtype=param_dtype)  # yapf: disable
   if function == 'sft':
     config = sft.Config(documents=None, init='x', batch=rows, row_tokens=tokens, machine=machine)
     return Stage(sft.run, config, function)
   if function == 'grpo':
     config = rl.Config(init='x', problems=None, evaluation=evals.Evaluation(None), group=GROUP,
                        batch=rows // GROUP, max_prompt_tokens=PROMPT, machine=machine,
-                       sampling=sample.Sampling(tokens - PROMPT))  # yapf: disable
+                       sampling=sample.Sampling(tokens - PROMPT),
+                       optimizer=optim.Optimizer(moments=moments),
+                       objective=grpo.Objective(beta=beta))  # yapf: disable
     return Stage(rl.run, config, function)
   group = max(1, min(GROUP, rows // rows_apart))  # so that no device is without
   group, prompt = (1, tokens) if function == 'prefill' else (group, PROMPT)
@@ -138,10 +146,11 @@ def candidates(cfg, function, tokens, chip):
 # -- compiling -------------------------------------------------------------------------------------
 
 
-def compile_one(name, function, tokens, where, mesh):
+def compile_one(name, function, tokens, where, mesh, *more):
   """Prints the numbers of one program."""
   cfg = presets.PUBLISHED[name]
-  made = stage(function, tokens, rows_of(cfg), mesh)
+  mesh = {axis: 1 for axis in sharding.AXES} | mesh
+  made = stage(function, tokens, rows_of(cfg), mesh, *more)
   row = plan.measure(made, cfg, made.config.machine, topology.describe(where), FUNCTIONS[function])
   row = row._asdict()
   print(json.dumps(row))
@@ -173,9 +182,12 @@ def smallest(get, name, function, tokens, chip):
 # -- the page --------------------------------------------------------------------------------------
 
 
-def table(found) -> list[str]:
-  """The rows of the page's tables, a table a function."""
-  lines = []
+def table(found, given) -> list[str]:
+  """The rows of the page's tables, one of given meshes and one a function."""
+  lines = ['### grpo on given meshes, without a reference', '', '| model | rows | topology | mesh '
+           '| parameters, moments | GiB a device: arguments + temporaries | of | with jax\'s '
+           '`temp_size_in_bytes` | compiled |', '|---|---|---|---|---|---|---|---|---|']  # yapf: disable
+  lines += [given_line(*key, row) for key, row in zip(GIVEN, given) if row] + ['']
   for function in FUNCTIONS:
     here = {key: row for key, row in found.items() if key[1] == function}
     if not here:
@@ -185,6 +197,18 @@ def table(found) -> list[str]:
               '|---|---|---|---|---|---|---|---|---|']  # yapf: disable
     lines += [line(key, row) for key, row in here.items()] + ['']
   return lines
+
+
+def given_line(name, tokens, where, mesh, dtype, row):
+  """One row of the first table."""
+  sizes = ' x '.join(f'{axis} {n}' for axis, n in mesh.items())
+  inside = dict(row['bytes'])
+  temporaries = inside.pop('temporaries')
+  arguments = sum(inside.values())
+  return (f'| {name} | {rows_of(presets.PUBLISHED[name])} x {tokens} | {where} | {sizes} | {dtype} '
+          f'| {arguments / GIB:.2f} + {temporaries / GIB:.2f} = {row["total"] / GIB:.2f} '
+          f'| {row["limit"] / GIB:.2f} | {(arguments + row["temp_size"]) / GIB:.2f} '
+          f'| {row["compile_s"]:.0f} s, {row["peak_rss"] / GIB:.1f} GiB |')
 
 
 def line(key, row):
@@ -212,6 +236,7 @@ def main():
   parser.add_argument('--functions', nargs='*', default=list(FUNCTIONS), choices=list(FUNCTIONS))
   parser.add_argument('--tokens', nargs='*', type=int, default=TOKENS)
   parser.add_argument('--chips', nargs='*', default=list(SHAPES), choices=list(SHAPES))
+  parser.add_argument('--given', action='store_true', help='those on given meshes too')
   parser.add_argument('--cache', default='runs/plan.json')
   parser.add_argument('--one', help='for the processes that this one starts')
   args = parser.parse_args()
@@ -228,6 +253,10 @@ def main():
     file.write_text(json.dumps(cache, indent=0))
     return row
 
+  given = [json.dumps([name, 'grpo', tokens, where, mesh, dtype, 0.0])
+           for name, tokens, where, mesh, dtype in GIVEN]  # yapf: disable
+  for key in given if args.given else ():
+    get(key)
   for chip in args.chips:
     topology.describe(f'{chip}:{SHAPES[chip][0]}')  # what is not installed shows before the work
   asked = itertools.product(args.functions, args.models, args.tokens, args.chips)
@@ -241,7 +270,8 @@ def main():
     except KeyError:
       pass  # not compiled yet
   head = PAGE.read_text(encoding='utf-8').partition(START)[0]
-  PAGE.write_text(head + START + '\n' + '\n'.join(table(found)), encoding='utf-8')
+  PAGE.write_text(head + START + '\n' + '\n'.join(table(found, map(cache.get, given))),
+                  encoding='utf-8')
   print(f'wrote {PAGE}')
 
 

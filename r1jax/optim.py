@@ -114,8 +114,8 @@ def init(tx, params, reference=None) -> TrainState:
   which is little, becomes float32.
   """
   like = abstract_state(tx, params)
-  params = jax.tree.map(lambda x, like: x if x.dtype == like.dtype else x.astype(like.dtype),
-                        params, like.params)
+  params = jax.tree.map(lambda x, like: x
+                        if x.dtype == like.dtype else x.astype(like.dtype), params, like.params)
   learnt = lora.learnt(params)
   where = jax.tree.map(lambda x: x.sharding, like.opt)
   opt = jax.jit(tx.init, out_shardings=where)(learnt)

@@ -153,35 +153,92 @@ def _here(cfg, x_ND, experts_Nk, weights_Nk, experts):
   return jnp.einsum('NkD,Nk->ND', out_NkD, weights_Nk.astype(out_NkD.dtype))
 
 
+SOME = 256  # twice what fills a matrix unit
+
+
 def _everywhere(cfg, x_ND, experts_Nk, weights_Nk, experts):
   """Each device of the axis `expert` has its part of the experts and its own tokens.
 
-  All tokens come to all devices, each adds up what its experts make of those that chose them, and
-  the sums go back to where the tokens came from. The one collective is the other's transpose.
+  The tokens come to all devices, each adds up what its experts make of those that chose them, and
+  the sums go back to where the tokens came from. One part of the tokens after the other, since all
+  would be many: as small as leaves an expert about SOME rows to multiply at once.
   """
-  own, top = len(experts[0]), cfg.moe.top
-  x_ND, experts_Nk, weights_Nk = (
-      jax.lax.all_gather(x, 'expert', tiled=True) for x in (x_ND, experts_Nk, weights_Nk))
+  moe, N = cfg.moe, len(x_ND)
+  least = SOME * moe.E // (moe.top * cuts('expert'))
+  parts = max(n for n in range(1, max(1, N // least) + 1) if N % n == 0)
+  return _in_parts(cfg.activation, moe.E, parts, x_ND, weights_Nk, experts, experts_Nk)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _in_parts(activation, E, parts, x_ND, weights_Nk, experts, experts_Nk):
+  """The experts' weighted sum for each of this device's tokens, [N, D].
+
+  With a gradient of its own: that of the experts is added up in one place for all parts, and their
+  rounds, of which there are only as many as there is work for, have none that jax could find.
+  """
+
+  def one(part):
+    x_ND, weights_Nk, experts_Nk = map(_meet, part)
+    queue = _queue(E, experts_Nk, len(experts[0]))
+    return _back(_rounds(activation, x_ND, weights_Nk, experts, *queue))
+
+  return jax.lax.map(one, _cut(parts, (x_ND, weights_Nk, experts_Nk))).reshape(x_ND.shape)
+
+
+def _in_parts_forwards(activation, E, parts, *args):
+  return _in_parts(activation, E, parts, *args), args
+
+
+def _in_parts_backwards(activation, E, parts, saved, grad_ND):
+  x_ND, weights_Nk, experts, experts_Nk = saved
+
+  def one(of_experts, part):
+    x_ND, weights_Nk, experts_Nk, grad_ND = map(_meet, part)  # the transpose of _back
+    queue = _queue(E, experts_Nk, len(experts[0]))
+    of_x, of_weights, of_experts = _rounds_backwards(activation, x_ND, weights_Nk, experts, *queue,
+                                                     grad_ND, of_experts)
+    return of_experts, (_back(of_x), _back(of_weights))
+
+  of_experts, grads = jax.lax.scan(one, jax.tree.map(jnp.zeros_like, experts),
+                                   _cut(parts, (x_ND, weights_Nk, experts_Nk, grad_ND)))
+  of_x, of_weights = (g.reshape(like.shape) for g, like in zip(grads, (x_ND, weights_Nk)))
+  return of_x, of_weights, of_experts, None
+
+
+_in_parts.defvjp(_in_parts_forwards, _in_parts_backwards)
+
+
+def _cut(parts, of_tokens):
+  return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), of_tokens)
+
+
+def _meet(x):
+  return jax.lax.all_gather(x, 'expert', tiled=True)
+
+
+def _back(x):
+  return jax.lax.psum_scatter(x, 'expert', tiled=True)
+
+
+def _queue(E, experts_Nk, own):
+  """(slots of a round n, slots sorted by expert [M + n], how many each local expert has [own]).
+
+  Slot token * top + i is a token's i-th expert; those of this device's experts come first.
+  """
+  M = experts_Nk.size
   flat_M = experts_Nk.reshape(-1) - own * jax.lax.axis_index('expert')
   flat_M = jnp.where((flat_M >= 0) & (flat_M < own), flat_M, own)  # others' come last
   sizes_E = jnp.bincount(flat_M, length=own + 1)[:own].astype(jnp.int32)
   # As many slots at once as come with an even load and a quarter more: so memory is bounded, and
   # mostly one round is enough. 128 fill a matrix unit.
-  n = -(-5 * len(flat_M) * own // (4 * 128 * cfg.moe.E)) * 128
-  n = min(n, len(x_ND) * min(top, own))
+  n = -(-5 * M * own // (4 * 128 * E)) * 128
+  n = min(n, len(experts_Nk) * min(experts_Nk.shape[1], own))
   order_M = jnp.pad(jnp.argsort(flat_M, stable=True), (0, n))  # so that the last round is whole
-  out_ND = _rounds(cfg.activation, n, x_ND, weights_Nk, experts, order_M, sizes_E)
-  return jax.lax.psum_scatter(out_ND, 'expert', tiled=True)
+  return n, order_M, sizes_E
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _rounds(activation, n, x_ND, weights_Nk, experts, order_M, sizes_E):
-  """The local experts' weighted sum for each token, [N, D], n slots at a time.
-
-  order_M: slots sorted by expert, those of local ones first; sizes_E: how many each of these has.
-  A round's rows live no longer than it does, backwards too, and there are only as many rounds as
-  there is work for: so this has a gradient of its own, as a loop of unknown length has none.
-  """
+def _rounds(activation, x_ND, weights_Nk, experts, n, order_M, sizes_E):
+  """The local experts' weighted sum for each token, [N, D], n slots at a time."""
 
   def add(i, out_ND):
     slots_n, sizes, ours = _slots(i, n, order_M, sizes_E)
@@ -192,12 +249,9 @@ def _rounds(activation, n, x_ND, weights_Nk, experts, order_M, sizes_E):
   return jax.lax.fori_loop(0, -(-sizes_E.sum() // n), add, jnp.zeros_like(x_ND))
 
 
-def _rounds_forwards(activation, n, *args):
-  return _rounds(activation, n, *args), args
-
-
-def _rounds_backwards(activation, n, saved, grad_ND):
-  x_ND, weights_Nk, experts, order_M, sizes_E = saved
+def _rounds_backwards(activation, x_ND, weights_Nk, experts, n, order_M, sizes_E, grad_ND,
+                      of_experts):
+  """Gradients of x_ND and weights_Nk, and of_experts with those of the experts added."""
 
   def add(i, grads):
     slots_n, sizes, ours = _slots(i, n, order_M, sizes_E)
@@ -207,12 +261,9 @@ def _rounds_backwards(activation, n, saved, grad_ND):
     x, w, more = grads
     return x.at[tokens_n].add(x_nD), w.at[slots_n].add(w_n), jax.tree.map(jnp.add, more, here)
 
-  zeros = jax.tree.map(jnp.zeros_like, (x_ND, weights_Nk.reshape(-1), experts))
-  x, w, more = jax.lax.fori_loop(0, -(-sizes_E.sum() // n), add, zeros)
-  return x, w.reshape(weights_Nk.shape), more, None, None
-
-
-_rounds.defvjp(_rounds_forwards, _rounds_backwards)
+  zeros = jnp.zeros_like(x_ND), jnp.zeros(weights_Nk.size, weights_Nk.dtype)
+  x, w, more = jax.lax.fori_loop(0, -(-sizes_E.sum() // n), add, (*zeros, of_experts))
+  return x, w.reshape(weights_Nk.shape), more
 
 
 def _slots(i, n, order_M, sizes_E):

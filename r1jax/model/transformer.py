@@ -315,7 +315,8 @@ class _Layer(_Weights):
     cfg = self.cfg
 
     def weight(name, letters, zero=False, narrow=False, dtype=x_BTD.dtype, gather=True):
-      std = 0 if zero else cfg.init_std / (2 * cfg.L)**0.5 if narrow else cfg.init_std  # as in GPT-2
+      std = 0 if zero else cfg.init_std / (2 *
+                                           cfg.L)**0.5 if narrow else cfg.init_std  # as in GPT-2
       return self.weight(name, letters, nn.initializers.normal(std), dtype, gather)
 
     def added(x_BTD, name, f):  # x + f(norm(x)), with the norms that the model has
