@@ -43,6 +43,7 @@ GIVEN = [  # programs of a given mesh, whose numbers stand in a table of their o
     ('DeepSeek-V3-Base', 4096, 'v5p:8x8x8', dict(fsdp=4, expert=32, context=4), 'float32'),
 ]
 PAGE = pathlib.Path(__file__).parents[1] / 'docs/plan.md'
+RULE = '|---|---|---|---|---|---|---|---|---|'
 START = '<!-- made by benchmarks/plan_table.py -->\n'
 PROMPT, GROUP = 1024, 16
 
@@ -186,7 +187,7 @@ def table(found, given) -> list[str]:
   """The rows of the page's tables, one of given meshes and one a function."""
   lines = ['### grpo on given meshes, without a reference', '', '| model | rows | topology | mesh '
            '| parameters, moments | GiB a device: arguments + temporaries | of | with jax\'s '
-           '`temp_size_in_bytes` | compiled |', '|---|---|---|---|---|---|---|---|---|']  # yapf: disable
+           '`temp_size_in_bytes` | compiled |', RULE]  # yapf: disable
   lines += [given_line(*key, row) for key, row in zip(GIVEN, given) if row] + ['']
   for function in FUNCTIONS:
     here = {key: row for key, row in found.items() if key[1] == function}
@@ -194,7 +195,7 @@ def table(found, given) -> list[str]:
       continue
     lines += [f'### {function}', '', '| model | tokens | topology | mesh | GiB a device: arguments '
               '+ temporaries + output | of | s a step | ms a token | compiled |',
-              '|---|---|---|---|---|---|---|---|---|']  # yapf: disable
+              RULE]  # yapf: disable
     lines += [line(key, row) for key, row in here.items()] + ['']
   return lines
 
