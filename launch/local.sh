@@ -27,7 +27,7 @@ Options, before the experiment:
 Environment:
   PYTHON        the interpreter to make .venv with (3.11, 3.12 or 3.13); the default is the newest
                 of these on the PATH
-  R1JAX_EXTRA   cuda or tpu: jax for that accelerator, which is installed as well
+  R1JAX_EXTRA   cuda or tpu: jax for that accelerator, which is installed as well; plan: libtpu
 USAGE
 }
 

@@ -3,7 +3,8 @@
 #
 #   install [test]    returns at once, without the network, where all that is there already
 #
-# R1JAX_EXTRA=cuda or tpu installs jax for that accelerator too; PYTHON names the interpreter.
+# R1JAX_EXTRA=cuda or tpu installs jax for that accelerator too, plan what r1jax plan needs; PYTHON
+# names the interpreter.
 #
 # What it keeps in .venv:
 #   installed     two lines, what the install was made from and its extras, written at its end
@@ -102,7 +103,7 @@ current() {
 # The room an install takes at its peak, in MB: .venv itself and the packages pip has fetched.
 check_disk() {
   local need=1500 free
-  if [[ " $1 " == *" tpu "* ]]; then need=$((need + 1200)); fi
+  if [[ " $1 " == *" tpu "* || " $1 " == *" plan "* ]]; then need=$((need + 1200)); fi
   if [[ " $1 " == *" cuda "* ]]; then need=$((need + 8000)); fi
   if [[ -d .venv ]]; then need=$((need - $(du -sm .venv | cut -f1))); fi
   free=$(df -Pk . | awk 'NR == 2 {print int($4 / 1024)}')
@@ -158,8 +159,8 @@ make_venv() {
 install() {
   local extras="${1:-} ${R1JAX_EXTRA:-}"
   case ${R1JAX_EXTRA:-} in
-    '' | cuda | tpu) ;;
-    *) die "R1JAX_EXTRA is cuda, tpu or nothing, not '$R1JAX_EXTRA'." ;;
+    '' | cuda | tpu | plan) ;;
+    *) die "R1JAX_EXTRA is cuda, tpu, plan or nothing, not '$R1JAX_EXTRA'." ;;
   esac
   if current "$extras"; then return; fi
   (

@@ -69,7 +69,7 @@ def test_an_accelerator_is_added_and_kept(checkout):
   checkout.local()
   checkout.run('launch/test.sh')
   assert checkout.pip_calls() == ['-m pip install -e .[cuda]', '-m pip install -e .[test,cuda]']
-  fails(checkout.local(R1JAX_EXTRA='gpu'), 'cuda, tpu or nothing', "'gpu'")
+  fails(checkout.local(R1JAX_EXTRA='gpu'), 'cuda, tpu, plan or nothing', "'gpu'")
 
 
 @pytest.mark.parametrize('change', ['setup.cfg', 'pyproject.toml', 'version'])
