@@ -62,7 +62,7 @@ def experiment():
       samples=4,  # "several" (B.3.2): chosen
       max_prompt_tokens=common.PROMPT,
       sampling=sample.Sampling(max_tokens=32_768),  # temperature 1 (B.3.2); budget chosen
-      machine=common.MACHINE,
+      machine=common.ONLY_SAMPLES,
   )
   tuned = common.fine_tune(partial(documents, DATA), epochs=3)  # 2-3 (B.4.2): chosen, little data
   return Stage(generate.run, data, DATA), Stage(sft.run, tuned, OUT)

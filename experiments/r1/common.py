@@ -37,7 +37,8 @@ SERVER, V3 = 'http://localhost:8000/v1', 'deepseek-ai/DeepSeek-V3'
 # The paper's were 64 x 8 H800 (B.4.4); ours are as many chips: 4 x 32 parts of the rows, each row's
 # positions cut in 4, a chip keeping 1/512 of every weight. Sampling: copies on 64 chips each.
 MACHINE = sharding.Machine(fsdp=4, expert=32, context=4, sample_expert=16, sample_tensor=4,
-                           topology='v5p:8x8x8', micro_rows=1, sample_rows=2048, dtype='bfloat16')
+                           topology='v5p:8x8x8', micro_rows=1, sample_rows=1024, dtype='bfloat16')
+ONLY_SAMPLES = dataclasses.replace(MACHINE, param_dtype='bfloat16')  # what it reads is not trained
 MOMENTS = 'bfloat16'  # of Adam; V3's pretraining kept them so (2412.19437, 3.3.2), R1 does not say
 PROMPT = 2048  # tokens; unconfirmed: chosen (means are 122 in maths, 161 in STEM, 420 in logic)
 

@@ -67,8 +67,9 @@ def tasks(zero=False):
 def experiment():
   """Two tables: R1-Zero beside the base that it comes from, and every later model."""
   zero = evaluate.Config({'base': common.BASE, 'R1-Zero': r1_zero.OUT}, tasks(zero=True),
-                         max_prompt_tokens=common.PROMPT, machine=common.MACHINE)
+                         max_prompt_tokens=common.PROMPT, machine=common.ONLY_SAMPLES)
   later = {'Dev1': cold_start.OUT, 'Dev2': reasoning_rl.OUT, 'Dev3': rejection.OUT,
            'R1': all_scenarios.OUT}  # yapf: disable
-  every = evaluate.Config(later, tasks(), max_prompt_tokens=common.PROMPT, machine=common.MACHINE)
+  every = evaluate.Config(later, tasks(), max_prompt_tokens=common.PROMPT,
+                          machine=common.ONLY_SAMPLES)  # yapf: disable
   return Stage(evaluate.run, zero, OUT_ZERO), Stage(evaluate.run, every, OUT)

@@ -51,7 +51,7 @@ def experiment():
       samples=16,
       max_prompt_tokens=common.PROMPT,
       sampling=sample.Sampling(max_tokens=32_768),  # unconfirmed: chosen, as in the stage before
-      machine=common.MACHINE,
+      machine=common.ONLY_SAMPLES,
   )
   # v1: two epochs; v2: two to three (B.4.2)
   tuned = common.fine_tune(partial(generate.documents, DATA), epochs=2)
