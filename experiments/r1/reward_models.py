@@ -41,7 +41,7 @@ def experiment():
   v3 = common.ask_v3(max_tokens=8192, deadline_s=600.0, parallel=256, temperature=0.6)
   answers = dict(init=rejection.OUT, max_prompt_tokens=common.PROMPT,
                  sampling=sample.Sampling(max_tokens=32_768, temperature=0.7),  # chosen, stage 2's
-                 machine=common.MACHINE)  # yapf: disable
+                 machine=common.ONLY_SAMPLES)  # yapf: disable
   pairs = generate.Config(
       problems=common.helpful,
       select=selection.Pairs(partial(judges.preference, v3)),
