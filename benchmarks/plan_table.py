@@ -206,9 +206,10 @@ def given_line(name, tokens, where, mesh, dtype, row):
   inside = dict(row['bytes'])
   temporaries = inside.pop('temporaries')
   arguments = sum(inside.values())
+  as_summed = f'{(arguments + row["temp_size"]) / GIB:.2f}' if row['temp_size'] else 'too much'
   return (f'| {name} | {rows_of(presets.PUBLISHED[name])} x {tokens} | {where} | {sizes} | {dtype} '
           f'| {arguments / GIB:.2f} + {temporaries / GIB:.2f} = {row["total"] / GIB:.2f} '
-          f'| {row["limit"] / GIB:.2f} | {(arguments + row["temp_size"]) / GIB:.2f} '
+          f'| {row["limit"] / GIB:.2f} | {as_summed} '
           f'| {row["compile_s"]:.0f} s, {row["peak_rss"] / GIB:.1f} GiB |')
 
 

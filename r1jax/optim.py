@@ -107,11 +107,12 @@ def _is_matrix(params):
   return jax.tree.map_with_path(lambda path, _: not name(path).endswith(('norm', 'bias')), params)
 
 
-def init(tx, params, reference=None) -> TrainState:
+def init(tx, params, reference=()) -> TrainState:
   """A fresh state: moments lie where what is learnt lies; the reference is one of `copy`.
 
   Of what is learnt, matrices of layers may be bfloat16 (`changed` says how they learn); all else,
-  which is little, becomes float32.
+  which is little, becomes float32. The caller should keep the state's parameters, not `params`.
+  Raises UserError for other dtypes.
   """
   like = abstract_state(tx, params)
   params = jax.tree.map(lambda x, like: x
@@ -120,7 +121,7 @@ def init(tx, params, reference=None) -> TrainState:
   where = jax.tree.map(lambda x: x.sharding, like.opt)
   opt = jax.jit(tx.init, out_shardings=where)(learnt)
   step = sharding.put(np.zeros((), np.int32), like.step.sharding)
-  return TrainState(step, params, opt, () if reference is None else reference)
+  return TrainState(step, params, opt, reference)
 
 
 def abstract_state(tx, params, reference=()) -> TrainState:
@@ -129,6 +130,9 @@ def abstract_state(tx, params, reference=()) -> TrainState:
   like = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
   def in_its_dtype(path, x):
+    if x.dtype not in (jnp.float32, jnp.bfloat16):
+      raise UserError(f'parameters in {x.dtype} cannot learn: set machine.param_dtype to float32 '
+                      'or bfloat16')
     layers = path[0].key in ('dense', 'layers')
     rounded = layers and not path[-1].key.endswith(('norm', 'bias', 'router'))
     dtype = x.dtype if rounded or x.dtype == jnp.float32 else jnp.float32

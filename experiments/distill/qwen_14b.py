@@ -11,4 +11,4 @@ from experiments.distill import common
 def experiment():
   """One stage, with the learning rate of table 6."""
   return common.student('qwen_14b', 'Qwen2.5-14B', lr=7e-5, topology='v5p:2x2x2', fsdp=8,
-                        sample_rows=32)
+                        sample_tensor=2, sample_rows=32)

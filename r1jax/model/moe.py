@@ -161,7 +161,7 @@ def _everywhere(cfg, x_ND, experts_Nk, weights_Nk, experts):
 
   The tokens come to all devices, each adds up what its experts make of those that chose them, and
   the sums go back to where the tokens came from. One part of the tokens after the other, since all
-  would be many: as small as leaves an expert about SOME rows to multiply at once.
+  would be many: equal ones, as small as leaves an expert about SOME rows to multiply at once.
   """
   moe, N = cfg.moe, len(x_ND)
   least = SOME * moe.E // (moe.top * cuts('expert'))

@@ -240,9 +240,12 @@ def _apply(cfg, machine, attend, params, tokens_BT, positions_BT, segments_BT=No
 
 def _each_in_its_turn(weights, positions_BT):
   """A layer's weights, times a 1 that XLA cannot foresee: otherwise it rounds the float32 matrices
-  of all layers ahead of the loop over them, and holds both forms through it."""
+  of all layers ahead of the loop over them, and holds both forms through it. Matrices whose layout
+  it changes it would then change in float32: these it had better round."""
   one = jnp.where(positions_BT[0, 0] < attention.FAR, 1.0, 0.0)
-  return jax.tree.map(lambda w: w * one if w.dtype == jnp.float32 and w.ndim > 1 else w, weights)
+  times_1 = lambda w: w * one if w.dtype == jnp.float32 and w.ndim > 1 else w
+  return {name: w if name.endswith(('qkv', 'gate_up')) else jax.tree.map(times_1, w)
+          for name, w in weights.items()}  # yapf: disable
 
 
 def _ends(params):

@@ -51,12 +51,11 @@ def measure(stage, cfg, machine, where, name, utilisation=0.4) -> Measured:
     # What a compiler's layouts add to the arguments, or leave out as unused.
     kinds['layout'] = memory.argument_size_in_bytes - sum(kinds.values())
     output = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    # Not temp_size_in_bytes: of TPU programs that is up to half more than they are given, and than
-    # the compiler compares with the memory there is. Of GPU programs the two are the same.
-    at_peak = max(0, memory.peak_memory_in_bytes - memory.argument_size_in_bytes - output)
+    at_peak = temp_size = memory.temp_size_in_bytes
+    if where.platform == 'tpu':  # there that is up to twice what a program is given
+      at_peak = max(0, memory.peak_memory_in_bytes - memory.argument_size_in_bytes - output)
     cache = min(cache, at_peak)
     kinds |= dict(cache=cache, temporaries=at_peak - cache, output=output)
-    temp_size = memory.temp_size_in_bytes
   except topology.OutOfMemory as error:
     kinds |= dict(cache=cache)
     kinds['temporaries'] = max(0, error.bytes - sum(kinds.values()))

@@ -136,8 +136,10 @@ def of_rl(cfg, model, machine, mesh, there) -> list[Step]:
   """Sampling, log-probs under the policy or the reference, the update, evaluation."""
   learner, params = _adapted(cfg, model, machine, mesh)
   update, logp, tx = rl.make_steps(cfg, learner, machine, mesh)
-  reference = _reference(params, learner, machine) if cfg.objective.needs_reference else ()
-  state = optim.abstract_state(tx, params, reference)
+  state = optim.abstract_state(tx, params)
+  params = state.params
+  if cfg.objective.needs_reference:
+    state = state._replace(reference=_reference(params, learner, machine))
   judges, scored = _reward_models(cfg, model, machine, mesh)
   batch = _rl_batch(cfg, machine, mesh)
   P, T, C = len(batch.prompts_PT), cfg.max_prompt_tokens, cfg.sampling.max_tokens

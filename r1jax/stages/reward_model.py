@@ -43,6 +43,7 @@ def run(cfg: Config, out: str) -> dict:
   T = max(len(ids) for texts, _ in train for ids in texts)
 
   state = optim.init(tx, params)
+  del params  # some are others now
   states = checkpoint.States(out)
   start = states.latest()
   state = states.restore(start, state) if start else state

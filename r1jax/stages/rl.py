@@ -63,7 +63,10 @@ def run(cfg: Config, out: str) -> dict:
   learning_rate = optim.learning_rate(cfg.optimizer, cfg.steps)
 
   refer = lambda params: optim.copy(params, learner, machine.dtype)
-  state = optim.init(tx, params, refer(params) if cfg.objective.needs_reference else None)
+  state = optim.init(tx, params)
+  del params  # some are others now
+  if cfg.objective.needs_reference:
+    state = state._replace(reference=refer(state.params))
   states = checkpoint.States(out)
   start = states.latest()
   state = states.restore(start, state) if start else state

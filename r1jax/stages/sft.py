@@ -56,6 +56,7 @@ def run(cfg: Config, out: str) -> dict:
       cfg.max_prompt_tokens, cfg.seed, machine, sampling_mesh)
 
   state = optim.init(tx, params)
+  del params  # some are others now
   states = checkpoint.States(out)
   start_step = states.latest()
   state = states.restore(start_step, state) if start_step else state
