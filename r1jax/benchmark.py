@@ -266,20 +266,19 @@ def complete(work: Work, cfg: Config, term, model, params, tokenizer, machine, m
   seen = lambda: [(r['number'], r['error']) for r in read_shards(work)]
   done = processes.agree(lambda: None if final.exists() else seen())
   if done is not None:
-    firsts = rollout.spread(work.k, machine, mesh)
-    sampler = rollout.make_sampler(model, tokenizer, work.sampling, firsts.step,
-                                   work.max_prompt_tokens, machine, mesh,
-                                   len(work.problems) * len(firsts))
-    key, size = seeds.key(cfg.seed, f'benchmark {work.name}'), max(1, sampler.rows // len(firsts))
+    sampler = rollout.make_sampler(model, tokenizer, work.sampling, work.k, work.max_prompt_tokens,
+                                   machine, mesh, len(work.problems))
+    key = seeds.key(cfg.seed, f'benchmark {work.name}')
+    size = max(1, sampler.rows // len(sampler.firsts))
     errors = [error for _, error in done if error]
     left = sorted(work.problems.keys() - {number for number, _ in done})
     parts = [left[i:i + size] for i in range(0, len(left), size)]
     began = time.monotonic()
-    sent = ((part, dispatch(work, sampler, params, key, part, firsts)) for part in parts)
+    sent = ((part, rollout.dispatch(sampler, params, key, part, [work.problems[n]
+                                                                 for n in part]))
+            for part in parts)
     for part, calls in one_ahead(sent):
-      items, each = rollout.collect(sampler, calls, ()).completions, len(firsts)
-      groups = [sum(items[i:i + each], [])[:work.k] for i in range(0, len(items), each)]
-      rows = grade(work, term, part, groups)
+      rows = grade(work, term, part, rollout.collect(sampler, calls, ()).completions)
       errors += [r['error'] for r in rows if r['error']]
       rewards.check_errors([errors], work.k * len(work.problems), cfg.max_errors, 1.0)
       began = log(work, part, rows, began)
@@ -296,13 +295,6 @@ def join(work: Work, final):
     metrics.write_aside(final, ''.join(map(metrics.to_json, read_shards(work))))
   for shard in work.folder.glob('shard-*.jsonl'):
     shard.unlink()
-
-
-def dispatch(work, sampler, params, key, numbers, firsts):
-  """Sends the sampling of some problems to the device: a row for each of `firsts`."""
-  rows = [(n, first) for n in numbers for first in firsts]
-  return rollout.dispatch(sampler, params, key, [n for n, _ in rows],
-                          [work.problems[n] for n, _ in rows], [first for _, first in rows])
 
 
 def one_ahead(items):

@@ -32,17 +32,13 @@ def make_evaluate(cfg: Evaluation, rewards, model, tokenizer, max_prompt_tokens,
   """
   problems = cfg.problems(cfg.split)[:cfg.num_problems]
   rollout.encode(tokenizer, problems, max_prompt_tokens)  # too long a prompt shows before the work
-  firsts = rollout.spread(cfg.k, machine, mesh)
-  sampler = rollout.make_sampler(model, tokenizer, cfg.sampling, firsts.step, max_prompt_tokens,
-                                 machine, mesh,
-                                 len(problems) * len(firsts))
-  rows = [(n, first) for n in range(len(problems)) for first in firsts]
+  sampler = rollout.make_sampler(model, tokenizer, cfg.sampling, cfg.k, max_prompt_tokens, machine,
+                                 mesh, len(problems))
   key = seeds.key(seed, 'evaluation')
 
   def evaluate(params):
-    calls = rollout.dispatch(sampler, params, key, [n for n, _ in rows],
-                             [problems[n] for n, _ in rows], [first for _, first in rows])
-    graded = rollout.regroup(rollout.collect(sampler, calls, rewards), len(firsts), cfg.k)
+    calls = rollout.dispatch(sampler, params, key, range(len(problems)), problems)
+    graded = rollout.collect(sampler, calls, rewards)
     return summarise(cfg, rewards, graded), graded
 
   return evaluate

@@ -14,7 +14,9 @@ class Sampler(NamedTuple):
   sample: Callable
   tokenizer: Any
   max_prompt_tokens: int
-  rows: int  # problems a device call
+  k: int  # samples of a problem
+  firsts: range  # the number of the first of each of its rows; its step: the samples of a row
+  rows: int  # of a device call
   mesh: Any
 
 
@@ -28,44 +30,23 @@ class Graded(NamedTuple):
   errors: list  # P lists of sentences about rewards that failed
 
 
-def make_sampler(model, tokenizer, cfg: sample.Sampling, G, max_prompt_tokens, machine, mesh,
+def make_sampler(model, tokenizer, cfg: sample.Sampling, k, max_prompt_tokens, machine, mesh,
                  problems) -> Sampler:
-  """A Sampler of G completions a problem, for calls with about `problems` problems."""
-  if G < 1 or problems < 1:
-    raise UserError(f'{problems} problems with {G} completions each: there must be at least one')
+  """A Sampler of k completions a problem, for calls with about `problems` problems.
+
+  Where one problem on each part of the mesh would make a call larger than machine.sample_rows, a
+  problem's samples are spread over several rows. What is drawn does not depend on it.
+  """
+  if k < 1 or problems < 1:
+    raise UserError(f'{problems} problems with {k} completions each: there must be at least one')
   if max_prompt_tokens + cfg.max_tokens > model.config.max_tokens:
     raise UserError(f'prompts of {max_prompt_tokens} tokens and completions of {cfg.max_tokens} '
                     f'exceed the model\'s context of {model.config.max_tokens}: lower a budget')
-  jitted = sample.make_sampler(model, cfg, tokenizer.eos_ids, G, mesh, machine.pieces)
   data = sharding.rows(mesh)
-  rows = min(max(1, machine.sample_rows // G), problems)
-  return Sampler(jitted, tokenizer, max_prompt_tokens, -(-rows // data) * data, mesh)
-
-
-def spread(k: int, machine, mesh) -> range:
-  """The numbers of the first samples of the rows that k samples of a problem take, their step being
-  the samples a row: so many that a call is no larger than the machine wants."""
-  rows = -(-k * sharding.rows(mesh) // machine.sample_rows)
-  return range(0, k, -(-k // rows))
-
-
-def regroup(graded: Graded, rows: int, k: int) -> Graded:
-  """Problems of k samples, from a Graded in which each problem takes `rows` rows, one after the
-  other, with a few samples too many if these do not divide k; their errors stay on record."""
-
-  def join(x):
-    if type(x) is list:
-      return [sum(x[i:i + rows], [])[:k] for i in range(0, len(x), rows)]
-    return x.reshape(-1, rows * x.shape[1], *x.shape[2:])[:, :k]
-
-  first = lambda x: x[::rows]
-  r = graded.rollout
-  sampled = r._replace(prompts_PT=first(r.prompts_PT), prompt_lengths_P=first(r.prompt_lengths_P),
-                       tokens_PGC=join(r.tokens_PGC), lengths_PG=join(r.lengths_PG),
-                       finished_PG=join(r.finished_PG), logp_PGC=join(r.logp_PGC))  # yapf: disable
-  return Graded(sampled, first(graded.problems), join(graded.completions),
-                {name: join(x) for name, x in graded.scores.items()}, join(graded.rewards_PG),
-                [sum(graded.errors[i:i + rows], []) for i in range(0, len(graded.errors), rows)])
+  firsts = range(0, k, -(-k // -(-k * data // machine.sample_rows)))
+  jitted = sample.make_sampler(model, cfg, tokenizer.eos_ids, firsts.step, mesh, machine.pieces)
+  rows = min(max(1, machine.sample_rows // firsts.step), problems * len(firsts))
+  return Sampler(jitted, tokenizer, max_prompt_tokens, k, firsts, -(-rows // data) * data, mesh)
 
 
 def encode(tokenizer, problems, max_prompt_tokens):
@@ -83,18 +64,20 @@ def encode(tokenizer, problems, max_prompt_tokens):
   return prompts_PT, lengths_P
 
 
-def dispatch(sampler: Sampler, params, key, numbers, problems, firsts=None) -> list:
+def dispatch(sampler: Sampler, params, key, numbers, problems) -> list:
   """Sends the sampling of all problems to the device, some a call, and returns at once.
 
   `numbers` are the problems' places in the run's stream; with the key they decide every draw.
-  `firsts` are the numbers of their first samples, where a problem's are spread over several rows.
   """
   processes.check_together('sampling')
-  calls, firsts = [], firsts or [0] * len(problems)
-  for start in range(0, len(problems), sampler.rows):
-    part = problems[start:start + sampler.rows]
+  calls = []
+  rows_of_all = [(number, problem, first)
+                 for number, problem in zip(numbers, problems, strict=True)
+                 for first in sampler.firsts]  # yapf: disable
+  for start in range(0, len(rows_of_all), sampler.rows):
+    numbers, part, firsts = zip(*rows_of_all[start:start + sampler.rows])
     prompts_PT, lengths_P = encode(sampler.tokenizer, part, sampler.max_prompt_tokens)
-    places = [np.asarray(x[start:start + sampler.rows], np.int32) for x in (numbers, firsts)]
+    places = [np.asarray(x, np.int32) for x in (numbers, firsts)]
     rows = sharding.pad_rows((places[0], prompts_PT, lengths_P, places[1]), sampler.rows)
     calls.append((part, prompts_PT, lengths_P,
                   sampler.sample(params, key, *sharding.put_rows(rows, sampler.mesh))))
@@ -113,7 +96,8 @@ def collect(sampler: Sampler, calls: list, rewards) -> Graded:
     columns = rewards_lib.flatten(*parts[-1][1:])
     shares += [processes.mine(rewards_lib.scorer(reward), *columns) for reward in rewards]
   found = iter(processes.gather(shares) if shares else ())
-  return concatenate([_graded(rewards, [next(found) for _ in rewards], *part) for part in parts])
+  graded = concatenate([_graded(rewards, [next(found) for _ in rewards], *part) for part in parts])
+  return _regroup(graded, len(sampler.firsts), sampler.k)
 
 
 def _decode(sampler, problems, prompts_PT, lengths_P, out):
@@ -133,6 +117,25 @@ def _graded(rewards, found, rollout, problems, completions):
   scores, errors = rewards_lib.tally(rewards, found, problems, completions)
   total_PG = rewards_lib.total(rewards, scores, rollout.lengths_PG.shape)
   return Graded(rollout, problems, completions, scores, total_PG, errors)
+
+
+def _regroup(graded: Graded, rows: int, k: int) -> Graded:
+  """Problems of k samples, from a Graded in which each problem takes `rows` rows, one after the
+  other, with a few samples too many if these do not divide k; their errors stay on record."""
+
+  def join(x):
+    if type(x) is list:
+      return [sum(x[i:i + rows], [])[:k] for i in range(0, len(x), rows)]
+    return x.reshape(-1, rows * x.shape[1], *x.shape[2:])[:, :k]
+
+  first = lambda x: x[::rows]
+  r = graded.rollout
+  sampled = r._replace(prompts_PT=first(r.prompts_PT), prompt_lengths_P=first(r.prompt_lengths_P),
+                       tokens_PGC=join(r.tokens_PGC), lengths_PG=join(r.lengths_PG),
+                       finished_PG=join(r.finished_PG), logp_PGC=join(r.logp_PGC))  # yapf: disable
+  return Graded(sampled, first(graded.problems), join(graded.completions),
+                {name: join(x) for name, x in graded.scores.items()}, join(graded.rewards_PG),
+                [sum(graded.errors[i:i + rows], []) for i in range(0, len(graded.errors), rows)])
 
 
 def concatenate(parts: list) -> Graded:

@@ -1,14 +1,16 @@
 """Sampling: the tokens, their log-probabilities and where they end; the same whatever the batch."""
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax import losses, sample, sharding
+from r1jax import losses, rollout, sample, sharding
 from r1jax.model import MoE
 from r1jax.sample import Sampling
 from r1jax.sharding import Machine
-from r1jax.types import UserError
+from r1jax.types import Problem, UserError
 
 close, same = np.testing.assert_allclose, np.testing.assert_array_equal
 P, G, T, C = 4, 4, 6, 40
@@ -54,6 +56,27 @@ def test_completions_end_with_an_eos_and_zeros_follow(drawn):
       assert n == C and not len(ends)
     assert not row[n:].any() and not lp[n:].any() and (lp[:n] < 0).all()
   assert last == EOS and 0 < finished.mean() < 1 and len(set(lengths.ravel())) > 5
+
+
+@pytest.mark.parametrize('sample_rows, rows', [(64, 1), (8, 2), (3, 3)])
+def test_a_group_may_be_spread_over_rows(tiny, drawn, sample_rows, rows):
+  """5 samples of each problem, however many a call has, are those of one call and one device."""
+  model, params = tiny()
+  mesh = sharding.make_mesh(Machine(data=2))
+  tokenizer = SimpleNamespace(eos_ids=EOS, decode=lambda ids: ' '.join(map(str, ids)),
+                              encode=lambda text: list(map(int, text.split())))
+  sampler = rollout.make_sampler(model, tokenizer, Sampling(C, temperature=0.8), 5, T,
+                                 Machine(sample_rows=sample_rows, pieces=1), mesh, P)
+  assert len(sampler.firsts) == rows
+  problems = [Problem(' '.join(map(str, row[:n])), '') for row, n in zip(PROMPTS, LENGTHS)]
+  params = jax.device_put(params, sharding.replicated(mesh))
+  calls = rollout.dispatch(sampler, params, jax.random.key(5), NUMBERS, problems)
+  graded = rollout.collect(sampler, calls, ())
+  assert graded.problems == problems and [len(row) for row in graded.completions] == [5] * P
+  same(graded.rollout.tokens_PGC[:, :G], drawn[0])
+  same(graded.rollout.lengths_PG[:, :G], drawn[1])
+  close(graded.rollout.logp_PGC[:, :G], drawn[3], atol=1e-5)
+  assert (graded.rollout.tokens_PGC[:, 4] != graded.rollout.tokens_PGC[:, 0]).any()
 
 
 def test_log_probabilities_are_those_of_training(tiny, drawn):

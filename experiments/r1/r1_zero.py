@@ -46,5 +46,7 @@ def experiment():
   )
   budget = sample.Sampling(max_tokens=65_536)  # 2.1
   # 10,400 updates in all (2.1)
-  second = dataclasses.replace(first, init=OUT_32K, steps=10_400 - 8192, sampling=budget, seed=1)
+  machine = dataclasses.replace(common.MACHINE, sample_rows=512)  # as many tokens at once
+  second = dataclasses.replace(first, init=OUT_32K, steps=10_400 - 8192, sampling=budget, seed=1,
+                               machine=machine)  # yapf: disable
   return Stage(rl.run, first, OUT_32K), Stage(rl.run, second, OUT)

@@ -248,12 +248,11 @@ OF_STAGE = {rl.run: of_rl, sft.run: of_sft, reward_model.run: of_reward_model,
 
 
 def _evaluation(cfg, evaluation, model, machine, mesh, beside=None):
-  firsts = rollout.spread(evaluation.k, machine, mesh)
-  return _sampler('evaluation', cfg, evaluation.sampling, firsts.step,
-                  evaluation.num_problems * len(firsts), model, machine, mesh, beside)
+  return _sampler('evaluation', cfg, evaluation.sampling, evaluation.k, evaluation.num_problems,
+                  model, machine, mesh, beside)
 
 
-def _sampler(name, cfg, sampling, G, problems, model, machine, mesh, beside=None):
+def _sampler(name, cfg, sampling, k, problems, model, machine, mesh, beside=None):
   """Prefill and decoding of one call, with full prompts and completions.
 
   `beside` is what training has in memory meanwhile; None where nothing is trained and the
@@ -266,9 +265,9 @@ def _sampler(name, cfg, sampling, G, problems, model, machine, mesh, beside=None
   if machine.sample_devices:  # training has others
     trained = {}
   tokenizer = SimpleNamespace(eos_ids={1})
-  made = rollout.make_sampler(model, tokenizer, sampling, G, cfg.max_prompt_tokens, machine, mesh,
+  made = rollout.make_sampler(model, tokenizer, sampling, k, cfg.max_prompt_tokens, machine, mesh,
                               problems)
-  P, T, C = made.rows, cfg.max_prompt_tokens, sampling.max_tokens
+  P, T, C, G = made.rows, cfg.max_prompt_tokens, sampling.max_tokens, made.firsts.step
   ints = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding.by_rows(mesh))
   key = _placed(jax.eval_shape(lambda: jax.random.key(0)), sharding.replicated(mesh))
   args = params, key, ints(P), ints(P, T), ints(P)
@@ -280,7 +279,7 @@ def _sampler(name, cfg, sampling, G, problems, model, machine, mesh, beside=None
   read = sum((end - start) * end for start, end in zip([0, *ends], ends)) / C**2  # of the cache
   return Step(name, made.sample, args, mesh, dict(parameters=params,
                                                   batch=args[1:]), prefill + decode, 'sample_rows',
-              problems * G, trained, cache, C - 1, decode // max(1, C - 1),
+              problems * k, trained, cache, C - 1, decode // max(1, C - 1),
               held((params, cache[0])) + read * held(cache[1]))
 
 
