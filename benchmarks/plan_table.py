@@ -194,7 +194,7 @@ def table(found, given) -> list[str]:
     if not here:
       continue
     lines += [f'### {function}', '', '| model | tokens | topology | mesh | GiB a device: arguments '
-              '+ temporaries + output | of | s a step | ms a token | compiled |',
+              '+ temporaries + output | of | s a call | ms a token | compiled |',
               RULE]  # yapf: disable
     lines += [line(key, row) for key, row in here.items()] + ['']
   return lines
