@@ -140,7 +140,7 @@ def on_mesh(axes, cfg, devices):
     dict(expert=4), dict(expert=2, tensor=2), dict(expert=2, context=2), dict(fsdp=2, expert=2),
     dict(context=2, tensor=2)], ids=str)  # yapf: disable
 def test_experts_on_any_mesh_are_every_expert(axes, monkeypatch):
-  monkeypatch.setattr(moe, 'SOME', 4)  # so that tokens go through in parts
+  monkeypatch.setattr(moe, 'ROWS_AT_ONCE', 4)  # so that tokens go through in parts
   cfg = dataclasses.replace(V3, I=4, M=0)
   x, aim, weights = draw(4, 32, 8, cfg)
   step = on_mesh(axes, cfg, jax.devices())[1]

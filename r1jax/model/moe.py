@@ -153,7 +153,7 @@ def _here(cfg, x_ND, experts_Nk, weights_Nk, experts):
   return jnp.einsum('NkD,Nk->ND', out_NkD, weights_Nk.astype(out_NkD.dtype))
 
 
-SOME = 256  # twice what fills a matrix unit
+ROWS_AT_ONCE = 256  # twice what fills a matrix unit
 
 
 def _everywhere(cfg, x_ND, experts_Nk, weights_Nk, experts):
@@ -161,10 +161,10 @@ def _everywhere(cfg, x_ND, experts_Nk, weights_Nk, experts):
 
   The tokens come to all devices, each adds up what its experts make of those that chose them, and
   the sums go back to where the tokens came from. One part of the tokens after the other, since all
-  would be many: equal ones, as small as leaves an expert about SOME rows to multiply at once.
+  would be many: equal ones, as small as leaves an expert about ROWS_AT_ONCE to multiply.
   """
   moe, N = cfg.moe, len(x_ND)
-  least = SOME * moe.E // (moe.top * cuts('expert'))
+  least = ROWS_AT_ONCE * moe.E // (moe.top * cuts('expert'))
   parts = max(n for n in range(1, max(1, N // least) + 1) if N % n == 0)
   return _in_parts(cfg.activation, moe.E, parts, x_ND, weights_Nk, experts, experts_Nk)
 
