@@ -26,9 +26,8 @@ where the cache of completions grows to end_i in pieces (steps.Step.token_bytes)
 devices, over the seconds are held against copying.
 
 Compiled for one H100 that is not there, the default sizes of the 1.5B model hold 38.6 GiB in the
-update and 7.8 in sampling; jax takes three quarters of a GPU's memory, unless
-XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise. So far this has been run on CPUs only: there are no
-numbers of an accelerator, here or elsewhere.
+update and 7.8 in sampling. So far this has been run on CPUs only: there are no numbers of an
+accelerator, here or elsewhere.
 """
 import argparse
 import dataclasses

@@ -2,12 +2,14 @@
 
   python benchmarks/plan_table.py [--models Qwen2.5-7B ...] [--functions grpo sft prefill decode]
       [--tokens 8192 16384 32768] [--chips v5e v5p v6e h100] [--given] [--cache runs/plan.json]
+      [--page docs/plan.md]
 
 Every number is a compiled program's, as `r1jax plan` has it: 64 rows of so many tokens (128 of
 DeepSeek-V3), of which a device, or those that share a row, has one at a time. Topologies are tried
 from the smallest whose share of the state could fit, each with the mesh that a rough count of bytes
 likes best; the first that fits is the table's. Each is compiled in a process of its own, so that
-its peak memory is known, and kept in the cache: what was stopped goes on. Writes docs/plan.md.
+its peak memory is known, and kept in the cache: what was stopped goes on. Prints the tables of all
+that is in the cache, or puts them in the place of the page's.
 """
 import argparse
 import functools
@@ -42,7 +44,6 @@ GIVEN = [  # programs of a given mesh, whose numbers stand in a table of their o
     ('DeepSeek-V3-Base', 4096, 'v5p:8x8x8', dict(fsdp=4, expert=32, context=4), 'bfloat16'),
     ('DeepSeek-V3-Base', 4096, 'v5p:8x8x8', dict(fsdp=4, expert=32, context=4), 'float32'),
 ]
-PAGE = pathlib.Path(__file__).parents[1] / 'docs/plan.md'
 RULE = '|---|---|---|---|---|---|---|---|---|'
 START = '<!-- made by benchmarks/plan_table.py -->\n'
 PROMPT, GROUP = 1024, 16
@@ -67,7 +68,8 @@ def stage(function, tokens, rows, machine, moments='float32', beta=0.001):
                        batch=rows // GROUP, max_prompt_tokens=PROMPT, machine=machine,
                        sampling=sample.Sampling(tokens - PROMPT),
                        optimizer=optim.Optimizer(moments=moments),
-                       objective=grpo.Objective(beta=beta))  # yapf: disable
+                       objective=grpo.Objective(beta=beta,
+                                                importance=grpo.truncated))  # yapf: disable
     return Stage(rl.run, config, function)
   group = max(1, min(GROUP, rows // rows_apart))  # so that no device is without
   group, prompt = (1, tokens) if function == 'prefill' else (group, PROMPT)
@@ -240,6 +242,7 @@ def main():
   parser.add_argument('--chips', nargs='*', default=list(SHAPES), choices=list(SHAPES))
   parser.add_argument('--given', action='store_true', help='those on given meshes too')
   parser.add_argument('--cache', default='runs/plan.json')
+  parser.add_argument('--page', type=pathlib.Path, help='the page whose tables are replaced')
   parser.add_argument('--one', help='for the processes that this one starts')
   args = parser.parse_args()
   jax.config.update('jax_platforms', 'cpu')  # no plugin looks for its devices
@@ -271,10 +274,13 @@ def main():
                                                      chip)
     except KeyError:
       pass  # not compiled yet
-  head = PAGE.read_text(encoding='utf-8').partition(START)[0]
-  PAGE.write_text(head + START + '\n' + '\n'.join(table(found, map(cache.get, given))),
-                  encoding='utf-8')
-  print(f'wrote {PAGE}')
+  lines = '\n'.join(table(found, map(cache.get, given)))
+  if not args.page:
+    print(lines)
+    return
+  head = args.page.read_text(encoding='utf-8').partition(START)[0]
+  args.page.write_text(f'{head}{START}\n{lines}', encoding='utf-8')
+  print(f'wrote {args.page}')
 
 
 if __name__ == '__main__':

@@ -71,6 +71,8 @@ def arguments(argv):
     parser.error('--nodes and --devices are at least 1, and --restarts at least 0')
   if args.xpk and not args.tpu:
     parser.error('--xpk is for TPUs')
+  if args.xpk and args.spot:
+    parser.error('with --xpk, whether hosts are spot is the cluster\'s matter: leave out --spot')
   if not (pathlib.Path(__file__).parents[1] / args.experiment).is_file():
     parser.error(f'the checkout has no file {args.experiment}')
   return args

@@ -43,7 +43,7 @@ find_experiment() {
   esac
   EXPERIMENT=${EXPERIMENT#"$ROOT"/}
   if [[ ! -f $EXPERIMENT ]]; then
-    die "there is no experiment file $EXPERIMENT (looked in $CALLED_FROM and in $ROOT)."
+    mistake "there is no experiment file $EXPERIMENT (looked in $CALLED_FROM and in $ROOT)."
   fi
 }
 

@@ -171,6 +171,8 @@ def prepare(data: Set, source=None) -> Path:
   folder.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(prefix='.making-', dir=folder.parent) as aside:
     built = _build(data, files, origin, aside)
+    if _made_from(folder) == origin:  # another process was faster
+      return folder
     if folder.exists():
       os.rename(folder, Path(aside) / 'old')
     try:

@@ -386,7 +386,12 @@ def main(argv=None) -> int:
     print(f'r1jax: {error}', file=sys.stderr)
     return 2
   except (jax.errors.JaxRuntimeError, TimeoutError) as error:  # of the devices, of a save
-    if processes.count() == 1 or 'RESOURCE_EXHAUSTED' in str(error):
+    if 'RESOURCE_EXHAUSTED' in str(error):
+      print(f'r1jax: a device is out of memory ({str(error).splitlines()[0]}): give it fewer rows '
+            'at once (machine.micro_rows, sample_rows) or cut more (machine.fsdp, tensor, context, '
+            'expert); `r1jax plan` says what fits', file=sys.stderr)  # yapf: disable
+      return 2 if processes.count() == 1 else processes.leave(2)
+    if processes.count() == 1:
       raise
     where = f'process {processes.index()} of {processes.count()}'
     print(

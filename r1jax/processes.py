@@ -25,7 +25,7 @@ HEARTBEAT_S = 30  # a process that says nothing for so long is lost, and the oth
 ERROR = '__error__'  # the key of an exception in JSON
 
 _alone = contextvars.ContextVar('alone', default=False)  # in what the processes do apart
-_terminated = threading.Event()  # SIGTERM came, where there is one process
+_terminated = threading.Event()  # SIGTERM came
 _asks = itertools.count(1)  # calls of stop_requested: the same number in every process
 
 # -- one of several --------------------------------------------------------------------------------
@@ -217,7 +217,8 @@ def heeding_sigterm():
 def stop_requested() -> bool:
   """Whether to save and to end here, at the same call in every process."""
   if jax.distributed.is_initialized():
-    return multihost_utils.reached_preemption_sync_point(next(_asks))
+    if multihost_utils.reached_preemption_sync_point(next(_asks)):
+      _terminated.set()  # it is said of one call only
   return _terminated.is_set()
 
 

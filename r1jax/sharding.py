@@ -29,6 +29,7 @@ from r1jax.types import UserError
 
 AXES = ('data', 'fsdp', 'expert', 'context', 'tensor')
 ROWS = AXES[:3]
+GPU_SHARE = 0.92  # of a GPU's memory that jax takes; CUDA, cuDNN and NCCL want some of their own
 
 SHARED = ('fsdp', 'expert', 'context')  # cut a weight in storage, not where it is used
 RULES = {  # axis letter of a weight -> mesh axes, but those of letters before it; others: none
@@ -98,24 +99,34 @@ def start(machine: Machine) -> tuple[Machine, jax.sharding.Mesh]:
     jax.config.update('jax_num_cpu_devices', machine.cpu_devices)
   except RuntimeError:  # devices exist already (tests, notebooks): use those
     pass
+  if not os.environ.get('XLA_PYTHON_CLIENT_MEM_FRACTION'):  # its old name
+    os.environ.setdefault('XLA_CLIENT_MEM_FRACTION', str(GPU_SHARE))
   processes.start()
   platform = jax.devices()[0].platform
   if platform == 'cpu':
     keep_freed_memory()
   machine = fill(machine, platform)
-  if not 0 <= machine.sample_devices < jax.device_count():
-    raise UserError(f'sample_devices is {machine.sample_devices} of {jax.device_count()} devices: '
-                    'leave at least one to train')
-  mesh = make_mesh(machine)
+  check(machine, platform, jax.devices())
+  return machine, make_mesh(machine)
+
+
+def check(machine: Machine, platform: str, devices: list):
+  """Raises UserError for what a filled machine cannot do on these devices of cpu, gpu or tpu."""
+  if not 0 <= machine.sample_devices < len(devices):
+    raise UserError(f'sample_devices is {machine.sample_devices} of {len(devices)} devices: leave '
+                    'at least one to train')
+  if machine.sample_devices and len({device.process_index for device in devices}) > 1:
+    raise UserError('sample_devices are for one process: with several, parameters would have to '
+                    'travel between processes; leave it at 0, and all devices train and sample')
   cut = (machine.fsdp, machine.expert, machine.context, machine.tensor, machine.sample_tensor or
          1, machine.sample_expert or 1)
   if platform == 'cpu' and machine.dtype != 'float32' and max(cut) > 1:
     raise UserError(f'the machine\'s dtype is {machine.dtype}, in which XLA fails on CPUs wherever '
                     'devices add up: choose float32, or leave the mesh to `data` alone')
-  if machine.sample_devices and jax.process_count() > 1:
-    raise UserError('sample_devices are for one process: with several, parameters would have to '
-                    'travel between processes; leave it at 0, and all devices train and sample')
-  return machine, mesh
+  needs = dict(splash='tpu', cudnn='gpu').get(machine.attention, platform)
+  if needs != platform:
+    raise UserError(f'attention {machine.attention} is for a {needs.upper()}, and this is a '
+                    f'{platform.upper()}: choose einsum, or none for the platform\'s own')
 
 
 def fill(machine: Machine, platform: str) -> Machine:
@@ -143,12 +154,13 @@ def keep_freed_memory():
 
 
 def make_mesh(machine: Machine, devices=None) -> jax.sharding.Mesh:
-  """The mesh of training over `devices`, all but those that only sample by default.
+  """The mesh of training over `devices`, all by default, but for those that only sample.
 
   Raises UserError where the sizes do not fit them. In one process some may be left over.
   """
-  if devices is None:
-    devices = jax.devices()[:jax.device_count() - machine.sample_devices]
+  devices = jax.devices() if devices is None else devices
+  torus = len(devices)
+  devices = devices[:torus - machine.sample_devices]
   sizes = [machine.data, machine.fsdp, machine.expert, machine.context, machine.tensor]
   n, copy = len(devices), math.prod(sizes[1:])
   data = n // max(1, copy) if machine.data == -1 else machine.data
@@ -157,8 +169,9 @@ def make_mesh(machine: Machine, devices=None) -> jax.sharding.Mesh:
     said = ' x '.join(f'{axis}={size}' for axis, size in zip(AXES, sizes))
     raise UserError(f'the mesh {said} does not fit {n} devices: choose sizes whose product is {n}')
   sizes[0], devices = data, list(devices)[:data * copy]
-  # Neighbours in the mesh are neighbours in the machine, where it is a torus.
-  return _mesh(mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True), sizes)
+  if len(devices) == torus:  # neighbours in the mesh are neighbours in the machine
+    devices = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+  return _mesh(devices, sizes)
 
 
 def sampling_mesh(machine: Machine, mesh, devices=None) -> jax.sharding.Mesh:

@@ -160,7 +160,8 @@ def test_kubectl_and_xpk_are_called(tmp_path):
     (('--tpu', 'v5q:4x4'), "not 'v5q:4x4'"), (('--tpu', 'v5p'), 'a topology'),
     (('--tpu', 'v5p:3x3x1'), '9 chips are not a multiple of the 4'), ((), '--tpu --gpu'),
     (('--gpu', 'l4', '--nodes', '0'), '--nodes and --devices are at least 1'),
-    (('--gpu', 'l4', '--xpk', 'c'), '--xpk is for TPUs')])  # yapf: disable
+    (('--gpu', 'l4', '--xpk', 'c'), '--xpk is for TPUs'),
+    (('--tpu', 'v5e:4x4', '--xpk', 'c', '--spot'), 'leave out --spot')])  # yapf: disable
 def test_gke_words(args, words):
   mistake(gke(*args), words, 'r1jax: ')
 

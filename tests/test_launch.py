@@ -12,7 +12,7 @@ import sys
 import time
 
 import pytest
-from scripts import Checkout, fails, PYTHON, ROOT
+from scripts import Checkout, fails, mistake, PYTHON, ROOT
 
 SCRIPTS = [*sorted((ROOT / 'launch').glob('*.s*')), ROOT / '.ci/run']
 
@@ -186,7 +186,7 @@ def test_paths_are_the_callers_or_the_checkouts(checkout, tmp_path):
   assert checkout.run(script, 'mine.py', cwd=tmp_path).stdout == f'r1jax run {tmp_path}/mine.py\n'
   inside = checkout.run('local.sh', '../x.py', cwd=checkout.root / 'launch')
   assert inside.stdout == 'r1jax run x.py\n'
-  fails(checkout.run(script, 'y.py', cwd=tmp_path), 'no experiment file y.py')
+  mistake(checkout.run(script, 'y.py', cwd=tmp_path), 'no experiment file y.py')
 
 
 def test_test_sh_runs_everything_and_fails_if_one_does(checkout):

@@ -10,6 +10,7 @@ import pytest
 from r1jax import losses, metrics, optim, prompts, scoring, sharding, tokenizer
 from r1jax.stages import reward_model
 from r1jax.types import Completion, Judged, Problem
+from tests.test_processes import end, launch
 
 PIPELINE = Path(__file__).parent / 'pipeline.py'
 NAMES = ('base', 'data', 'dev', 'pairs', 'labels', 'helpful', 'safety', 'zero', 'table')
@@ -56,6 +57,24 @@ def test_killed_runs_end_with_the_same_bytes(made, start, tmp_path):
         assert (tmp_path / 'out' / name / file).read_bytes() == want.read_bytes(), want
         compared += 1
   assert compared > 25 and not list(tmp_path.rglob('*tmp*'))
+
+
+def test_every_stage_in_two_processes_on_a_mesh(made, tmp_path):
+  """Weights cut over fsdp and context, rows and positions as well: the same data and verdicts."""
+  mesh = [f'--{name}.machine.{field}=2' for name in NAMES
+          for field in ('cpu-devices', 'fsdp', 'context')]  # yapf: disable
+  ended = end(launch(2, '-m', 'r1jax', 'run', str(PIPELINE), '--out', 'out', *mesh, cwd=tmp_path))
+  assert [status for status, _, _ in ended] == [0, 0], ended
+  for name in NAMES:
+    for file in ('data/result.jsonl', 'data/report.json', 'table.json'):
+      here, there = tmp_path / 'out' / name / file, made / name / file
+      assert here.exists() == there.exists()
+      assert not here.exists() or here.read_bytes() == there.read_bytes(), here
+    if (made / name / 'metrics.jsonl').exists():
+      here, there = (metrics.read(out / name / 'metrics.jsonl') for out in (tmp_path / 'out', made))
+      assert [row.keys() for row in here] == [row.keys() for row in there]
+      for a, b in zip(here, there):
+        assert a == pytest.approx(b, abs=1e-4)
 
 
 def test_counts_add_up(made):

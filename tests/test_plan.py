@@ -245,6 +245,25 @@ def test_a_stage_in_its_real_shape(tmp_path, capsys):
 
 
 @libtpu
+def test_every_file_names_a_topology_that_could_hold_it():
+  """Its functions in their real shapes: each size divides, and what is there before they begin
+  leaves room. `r1jax plan FILE` compiles them (docs/plan.md)."""
+  files = [path for folder in ('r1', 'distill', 'zero')
+           for path in sorted((ROOT / 'experiments' / folder).glob('*.py'))]  # yapf: disable
+  stages = [stage for path in files if 'def experiment' in path.read_text(encoding='utf-8')
+            for stage in main.load_experiment(path)]  # yapf: disable
+  assert len(stages) == 21
+  for stage in stages:
+    where = topology.describe(stage.config.machine.topology)
+    cfg = steps.architecture(stage, {stage.out: stage for stage in stages})
+    made, _ = plan.make(stage, cfg, stage.config.machine, where)
+    for step in made.values():
+      beside = sum(map(steps.held, step.beside.values()))
+      assert steps.held(step.args) + beside + steps.held(step.cache) < 0.9 * where.chip.limit
+      assert step.mesh.size == len(where.devices)
+
+
+@libtpu
 def test_what_does_not_fit_is_a_sentence(capsys):
   """The state of 32 billion parameters cannot lie on four small devices."""
   file = str(ROOT / 'experiments/zero/qwen_32b.py')

@@ -9,7 +9,7 @@ import pytest
 from r1jax import grpo, metrics, rollout, sharding
 from r1jax.model import MLA
 from r1jax.stages import rl
-from r1jax.types import Completion, Problem, Rollout, Source, UserError
+from r1jax.types import Completion, Problem, Rollout, Source, Stopped, UserError
 from tests import experiment as tiny
 
 
@@ -93,7 +93,7 @@ def test_rollouts_ahead_are_stale_and_the_others_are_not(finished, tmp_path):
 
   def run(name, **changes):
     out = tmp_path / name
-    out.mkdir()
+    out.mkdir(exist_ok=True)
     cfg = dataclasses.replace(base, init=str(finished / 'out/base'), objective=objective,
                               save_every=4, **changes)
     rl.run(cfg, str(out))
@@ -109,5 +109,11 @@ def test_rollouts_ahead_are_stale_and_the_others_are_not(finished, tmp_path):
   assert (ahead[stale, 1] > 1e-4).all()
   again = run('again', staleness=1, resample=1)  # where the sampler has no copy of its own
   assert np.isfinite(again).all() and (again[[2, 3, 6, 7], 1] > 1e-4).all()
+  # Asked to stop, it goes on to the next saved state: what is ahead could not be sampled again.
+  with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped) as stopped:
+    patch.setattr(rl.processes, 'stop_requested', lambda: True)
+    run('stopped', machine=apart, staleness=1)
+  assert stopped.value.step == 4
+  np.testing.assert_array_equal(run('stopped', machine=apart, staleness=1), ahead)
   with pytest.raises(UserError, match='older than the one that learns'):
     rl.check(dataclasses.replace(base, staleness=1))

@@ -119,6 +119,29 @@ def test_copies_cut_over_devices_need_not_end_together(tiny, fields):
   close(got[3], want[3], atol=1e-5)
 
 
+@pytest.mark.parametrize('fields, trained, sampled', [
+    ({}, dict(fsdp=4, tensor=2), dict(data=2, tensor=4)),
+    ({}, dict(fsdp=2, context=2, tensor=2), dict(data=8)),
+    (dict(moe=MoE(E=4, I=8, top=2)), dict(fsdp=2, expert=4), dict(data=2, expert=2, tensor=2)),
+], ids=['wider', 'copies', 'experts'])  # yapf: disable
+def test_sampling_has_a_layout_of_its_own(tiny, fields, trained, sampled):
+  """The parameters as training has them, laid out anew, draw what one device draws."""
+  model, params = tiny(V=40, H=8, K=4, W=4, **fields)
+  want = draw(model, params, Sampling(C, temperature=0.8))
+  machine = Machine(sample_tensor=sampled.get('tensor', 1), sample_expert=sampled.get('expert', 1),
+                    **trained)  # yapf: disable
+  mesh = sharding.make_mesh(machine)
+  params = jax.device_put(params, sharding.shardings(model.axes(), params, mesh))
+  copy, there = sample.make_copy(model, machine, mesh)
+  assert {axis: n for axis, n in there.shape.items() if n > 1} == sampled
+  sampler = sample.make_sampler(model, Sampling(C, temperature=0.8), EOS, G, there)
+  args = sharding.put_rows(sharding.pad_rows((NUMBERS, PROMPTS, LENGTHS), 8), there)
+  got = sharding.fetch(sampler(copy(params), jax.random.key(5), *args))
+  for a, b in zip(got[:3], want[:3]):
+    same(a[:P], b)
+  close(got[3][:P], want[3], atol=1e-5)
+
+
 def test_greedy_takes_the_likeliest_token_of_the_whole_pass(tiny):
   model, params = tiny()
   tokens, lengths, _, logp = draw(model, params, Sampling(8, temperature=0), eos={7})

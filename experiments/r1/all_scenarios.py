@@ -49,6 +49,7 @@ def experiment():
       sampling=sample.Sampling(max_tokens=32_768, temperature=0.7),  # 3.2.2
       optimizer=optim.Optimizer(lr=3e-6, moments=common.MOMENTS),
       objective=common.LATENT,
+      save_every=16,  # ours: after each rollout, which takes hours
       eval_every=400,  # ours
       machine=common.MACHINE,
   )

@@ -41,6 +41,7 @@ def experiment():
       sampling=sample.Sampling(max_tokens=32_768),  # 2.1, and temperature 1
       optimizer=optim.Optimizer(lr=3e-6, moments=common.MOMENTS),
       objective=common.LATENT,  # KL 0.001 (2.1); clip unconfirmed: chosen, 10
+      save_every=16,  # ours: after each rollout, which takes hours
       eval_every=400,  # ours
       machine=common.MACHINE,
   )

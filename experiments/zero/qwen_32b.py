@@ -37,6 +37,7 @@ def experiment():
       sampling=sample.Sampling(max_tokens=32_768),  # B.4.1
       objective=common.OBJECTIVE,  # KL 0.001 (B.4.1); clip chosen
       optimizer=optim.Optimizer(lr=2e-6),  # B.4.1
+      save_every=16,  # ours: after each rollout, which takes hours
       eval_every=400,  # ours
       machine=sharding.Machine(
           fsdp=16,

@@ -77,7 +77,8 @@ def make(stage, cfg, machine, where):
   """({name: steps.Step} of a stage's functions for a topology, the machine with nothing left to
   fill in)."""
   machine = sharding.fill(machine, where.platform)
-  mesh = sharding.make_mesh(machine, where.devices[:len(where.devices) - machine.sample_devices])
+  sharding.check(machine, where.platform, where.devices)
+  mesh = sharding.make_mesh(machine, where.devices)
   there = sharding.sampling_mesh(machine, mesh, where.devices)
   return {step.name: step for step in steps.of_stage(stage, cfg, machine, mesh, there)}, machine
 

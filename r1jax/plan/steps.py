@@ -134,6 +134,8 @@ def _state_kinds(state):
 
 def of_rl(cfg, model, machine, mesh, there) -> list[Step]:
   """Sampling, log-probs under the policy or the reference, the update, evaluation."""
+  rl.check(cfg)
+  rl.check_rounding(cfg, model, machine)
   learner, params = _adapted(cfg, model, machine, mesh)
   update, logp, tx = rl.make_steps(cfg, learner, machine, mesh)
   state = optim.abstract_state(tx, params)
@@ -141,6 +143,8 @@ def of_rl(cfg, model, machine, mesh, there) -> list[Step]:
   if cfg.objective.needs_reference:
     state = state._replace(reference=_reference(params, learner, machine))
   judges, scored = _reward_models(cfg, model, machine, mesh)
+  if cfg.staleness and not machine.sample_devices:  # of rollouts that are sampled ahead
+    judges['policies'] = [abstract_params(model, machine.dtype, there)] * cfg.staleness
   batch = _rl_batch(cfg, machine, mesh)
   P, T, C = len(batch.prompts_PT), cfg.max_prompt_tokens, cfg.sampling.max_tokens
   work = [flops.Work(P, 0, T, 0),
@@ -157,8 +161,6 @@ def of_rl(cfg, model, machine, mesh, there) -> list[Step]:
   out = [_sampler('sampling', cfg, cfg.sampling, cfg.group, cfg.batch * cfg.minibatches, model,
                   machine, there, around)]  # yapf: disable
   out += [step._replace(beside=around) for step in scored]
-  if cfg.staleness and not machine.sample_devices:  # of rollouts that are sampled ahead
-    judges = {**judges, 'policies': [out[0].held['parameters']] * cfg.staleness}
   if cfg.objective.needs_reference or cfg.objective.importance:
     out.append(
         Step('log-probs', logp, (params, bare), mesh, dict(parameters=params, batch=bare),

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 from jax.experimental import topologies
 
+from r1jax.sharding import GPU_SHARE
 from r1jax.types import UserError
 
 GIB = 2**30
@@ -26,17 +27,16 @@ class Chip(NamedTuple):
 
 # TPUs: https://cloud.google.com/tpu/docs/v4 (and v5e, v5p, v6e, tpu7x); limits are those that
 # libtpu's compiler enforces. A device of v4 is a chip (megacore), of tpu7x half a chip.
-# GPUs: NVIDIA's data sheets of H100 SXM and H200, without sparsity; limits are 0.92 of what the
-# driver shows (81,559 and 143,771 MiB), as CUDA, cuDNN and NCCL want memory of their own (chosen:
-# set XLA_PYTHON_CLIENT_MEM_FRACTION=0.92, since jax takes 0.75 by default).
+# GPUs: NVIDIA's data sheets of H100 SXM and H200, without sparsity; limits are the share that a run
+# takes (sharding.GPU_SHARE) of what the driver shows, 81,559 and 143,771 MiB.
 CHIPS = {
     'v4': Chip(int(30.75 * GIB), 275e12, 1228e9, {'chip_config_name': 'megacore'}),
     'v5e': Chip(int(15.75 * GIB), 197e12, 819e9),
     'v5p': Chip(int(95.74 * GIB), 459e12, 2765e9),
     'v6e': Chip(int(31.25 * GIB), 918e12, 1638e9),
     'tpu7x': Chip(int(94.75 * GIB), 2307e12 / 2, 7380e9 / 2),
-    'h100': Chip(int(0.92 * 81_559 * 2**20), 989e12, 3350e9),
-    'h200': Chip(int(0.92 * 143_771 * 2**20), 989e12, 4800e9),
+    'h100': Chip(int(GPU_SHARE * 81_559 * 2**20), 989e12, 3350e9),
+    'h200': Chip(int(GPU_SHARE * 143_771 * 2**20), 989e12, 4800e9),
 }
 
 # What XLA wants to know of a GPU of compute capability 9.0: the limits of CUDA's programming guide
@@ -93,7 +93,7 @@ def _gpus(name, chip, count):
   if not count.isdigit() or int(count) > 8 and int(count) % 8:
     raise UserError(f'{name}: write a number of GPUs, up to 8 or a multiple of 8')
   hosts, local = max(1, int(count) // 8), min(8, int(count))
-  target = HOPPER.format(bandwidth=int(chip.bandwidth), size=int(chip.limit / 0.92))
+  target = HOPPER.format(bandwidth=int(chip.bandwidth), size=int(chip.limit / GPU_SHARE))
   try:
     found = topologies.get_topology_desc(platform='cuda', target_config=target,
                                          topology=f'1x{hosts}x{local}')

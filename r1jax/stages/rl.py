@@ -121,7 +121,8 @@ def run(cfg: Config, out: str) -> dict:
       if last or (cfg.eval_every and step % cfg.eval_every == 0):
         pending = read(pending, log)
         assess(step, evaluate, for_sampling(state.params), log)
-      stop = processes.stop_requested()
+      # What is sampled ahead would come from newer parameters in a run that continues from here.
+      stop = processes.stop_requested() and not ahead
       if last or step % cfg.save_every == 0 or stop:
         pending = read(pending, log)
         log.flush()  # before the state: what lies behind a state is always on record
