@@ -52,7 +52,7 @@ GRPO = {
     'objective.kl': grpo.k3, 'objective.importance': grpo.truncated, 'sampling.temperature': 1,
     'sampling.top_p': 1, 'sampling.top_k': 0, 'sampling.max_tokens': LONG, 'batch': 32, 'group': 16,
     'minibatches': 16, 'resample': 0, 'refresh_every': 400, 'max_prompt_tokens': 2048,
-    'eval_every': 400, 'save_every': 400, 'samples_every': 400, 'seed': 0, **CHECK,
+    'eval_every': 400, 'save_every': 16, 'samples_every': 400, 'seed': 0, **CHECK,
 }  # yapf: disable
 # Equations 4, 7 and 8; test_each_prompt_gets_the_rewards_of_its_set has weights and the rest.
 RULES = {'rewards.0.name': 'accuracy', 'rewards.1.load': code.load,
