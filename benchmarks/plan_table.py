@@ -84,15 +84,18 @@ def stage(function, tokens, rows, machine, moments='float32', beta=0.001):
 
 def meshes(cfg, function, n):
   """Sizes of the mesh axes for n devices that divide the model and leave no row device idle."""
+  wide = FUNCTIONS[function] == 'sampling'
+  # An update's experts are made whole where they are used: the wider they are spread, the less.
+  experts = () if not cfg.moe else (8, 16, 32) if wide else (32,)
   for tensor in (1, 2, 4, 8):
-    for expert in (1, 8, 16, 32) if cfg.moe else (1,):
-      for context in (1, 2, 4, 8, 16) if FUNCTIONS[function] == 'update' else (1,):
+    for expert in experts or (1,):
+      for context in (1,) if wide else (1, 2, 4, 8, 16):
         shared = tensor * expert * context
-        wide = function in ('prefill', 'decode')
         if n % shared or cfg.K % tensor or n // (tensor * context) > rows_of(cfg):
           continue
         fsdp = 1 if wide else n // shared
-        if cfg.D % (fsdp * context) == 0:
+        cut = [cfg.D] + ([cfg.mla.Q, cfg.mla.Z] if cfg.mla else [])  # by sharding.SHARED
+        if all(size % (fsdp * expert * context) == 0 for size in cut):
           yield dict(data=n // shared // fsdp, fsdp=fsdp, expert=expert, context=context,
                      tensor=tensor)  # yapf: disable
 
@@ -102,7 +105,8 @@ def estimate(cfg, function, tokens, mesh):
   begin."""
   t, c, e = mesh['tensor'], mesh['context'], mesh['expert']
   params, routed = count(cfg)
-  share = (params - routed) / (mesh['fsdp'] * c * t) + routed / (mesh['fsdp'] * c * t * e)
+  cut = mesh['fsdp'] * c * t
+  share = routed / (cut * e) + (params - routed) / (cut if cut == t else cut * e)  # sharding.axes_of
   rows = max(1, rows_of(cfg) // (mesh['data'] * mesh['fsdp'] * e))
   if FUNCTIONS[function] == 'sampling':
     kv = cfg.L * (cfg.mla.X if cfg.mla else 2 * cfg.K * cfg.W / t) * 2 * tokens

@@ -181,10 +181,11 @@ def test_memory_runs_out():
   assert error.value.bytes == 32 * GIB and where.chip.limit == 15.75 * GIB
 
 
-def decoding(tokens, **machine):
-  """A stage that samples from a tiny model with experts, and the model's config."""
-  cfg = model_lib.Config(V=96, L=2, D=64, H=4, K=2, W=16, F=48, max_tokens=8192,
-                         moe=model_lib.MoE(E=4, I=16, top=2) if 'expert' in machine else None)
+def decoding(tokens, mla=None, **machine):
+  """A stage that samples from a tiny model, with experts if asked, and the model's config."""
+  cfg = model_lib.Config(V=96, L=2, D=64, H=4, K=4 if mla else 2, W=16, F=48, max_tokens=8192,
+                         moe=model_lib.MoE(E=4, I=16, top=2) if 'expert' in machine else None,
+                         mla=mla)
   config = generate.Config(init='models/tiny', problems=None, select=None, samples=4, shard=16,
                            max_prompt_tokens=16, sampling=sample.Sampling(tokens),
                            machine=sharding.Machine(sample_rows=64, pieces=1, **machine))
@@ -202,8 +203,10 @@ def check_decoding(step, compiled):
 
 
 @libtpu
-def test_decoding_on_tpus_moves_no_weight_and_no_cache():
-  stage, cfg = decoding(4096, dtype='bfloat16', expert=2, tensor=2)
+@pytest.mark.parametrize('mla', [None, model_lib.MLA(Q=32, Z=32, A=8, J=8, O=16)],
+                         ids=['heads', 'latents'])
+def test_decoding_on_tpus_moves_no_weight_and_no_cache(mla):
+  stage, cfg = decoding(4096, mla, dtype='bfloat16', expert=2, tensor=2)
   where = topology.describe('v5e:2x2')
   step = plan.make(stage, cfg, stage.config.machine, where)[0]['sampling']
   check_decoding(step, topology.compile_for(where, step.function, step.args))

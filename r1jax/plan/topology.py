@@ -113,7 +113,7 @@ def quiet_libtpu():
 
 
 class OutOfMemory(Exception):
-  """A program takes more memory than there is: `bytes`, 0 where the compiler does not say."""
+  """A program takes more memory than there is: `bytes`."""
 
   def __init__(self, said):
     super().__init__(said)
@@ -133,7 +133,7 @@ def compile_for(topology: Topology, function, args):
     jax.config.update('jax_persistent_cache_min_compile_time_secs', math.inf)
     return lowered.compile()
   except jax.errors.JaxRuntimeError as error:
-    if 'RESOURCE_EXHAUSTED' not in str(error):
+    if 'RESOURCE_EXHAUSTED' not in str(error) or not used_bytes(str(error)):
       raise
     raise OutOfMemory(str(error)) from error
   finally:
