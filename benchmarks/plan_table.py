@@ -106,7 +106,8 @@ def estimate(cfg, function, tokens, mesh):
   t, c, e = mesh['tensor'], mesh['context'], mesh['expert']
   params, routed = count(cfg)
   cut = mesh['fsdp'] * c * t
-  share = routed / (cut * e) + (params - routed) / (cut if cut == t else cut * e)  # sharding.axes_of
+  # Where fsdp and context are 1, expert cuts experts alone (sharding.axes_of).
+  share = routed / (cut * e) + (params - routed) / (cut if cut == t else cut * e)
   rows = max(1, rows_of(cfg) // (mesh['data'] * mesh['fsdp'] * e))
   if FUNCTIONS[function] == 'sampling':
     kv = cfg.L * (cfg.mla.X if cfg.mla else 2 * cfg.K * cfg.W / t) * 2 * tokens
