@@ -84,16 +84,16 @@ def stage(function, tokens, rows, machine, moments='float32', beta=0.001):
 
 def meshes(cfg, function, n):
   """Sizes of the mesh axes for n devices that divide the model and leave no row device idle."""
-  wide = FUNCTIONS[function] == 'sampling'
+  sampling = FUNCTIONS[function] == 'sampling'
   # An update's experts are made whole where they are used: the wider they are spread, the less.
-  experts = () if not cfg.moe else (8, 16, 32) if wide else (32,)
+  experts = (1,) if not cfg.moe else (8, 16, 32) if sampling else (32,)
   for tensor in (1, 2, 4, 8):
-    for expert in experts or (1,):
-      for context in (1,) if wide else (1, 2, 4, 8, 16):
+    for expert in experts:
+      for context in (1,) if sampling else (1, 2, 4, 8, 16):
         shared = tensor * expert * context
         if n % shared or cfg.K % tensor or n // (tensor * context) > rows_of(cfg):
           continue
-        fsdp = 1 if wide else n // shared
+        fsdp = 1 if sampling else n // shared
         cut = [cfg.D] + ([cfg.mla.Q, cfg.mla.Z] if cfg.mla else [])  # by sharding.SHARED
         if all(size % (fsdp * expert * context) == 0 for size in cut):
           yield dict(data=n // shared // fsdp, fsdp=fsdp, expert=expert, context=context,

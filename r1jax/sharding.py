@@ -159,8 +159,8 @@ def make_mesh(machine: Machine, devices=None) -> jax.sharding.Mesh:
   Raises UserError where the sizes do not fit them. In one process some may be left over.
   """
   devices = jax.devices() if devices is None else devices
-  torus = len(devices)
-  devices = devices[:torus - machine.sample_devices]
+  total = len(devices)
+  devices = devices[:total - machine.sample_devices]
   sizes = [machine.data, machine.fsdp, machine.expert, machine.context, machine.tensor]
   n, copy = len(devices), math.prod(sizes[1:])
   data = n // max(1, copy) if machine.data == -1 else machine.data
@@ -169,7 +169,7 @@ def make_mesh(machine: Machine, devices=None) -> jax.sharding.Mesh:
     said = ' x '.join(f'{axis}={size}' for axis, size in zip(AXES, sizes))
     raise UserError(f'the mesh {said} does not fit {n} devices: choose sizes whose product is {n}')
   sizes[0], devices = data, list(devices)[:data * copy]
-  if len(devices) == torus:  # neighbours in the mesh are neighbours in the machine
+  if len(devices) == total:  # neighbours in the mesh are neighbours in the machine
     devices = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
   return _mesh(devices, sizes)
 
